@@ -1,0 +1,41 @@
+"""dimdata: distilled datasets as drop-in torch datasets."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dimdata.artifact import load, save
+    from dimdata.dataset import GeneratedDataset
+    from dimdata.distill.run import distill
+    from dimdata.evaluate import evaluate
+    from dimdata.generators.base import Generator
+    from dimdata.students.train import train
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "GeneratedDataset": "dimdata.dataset",
+    "Generator": "dimdata.generators.base",
+    "load": "dimdata.artifact",
+    "save": "dimdata.artifact",
+    "distill": "dimdata.distill.run",
+    "train": "dimdata.students.train",
+    "evaluate": "dimdata.evaluate",
+}
+
+__all__ = ["Generator", "GeneratedDataset", "distill", "evaluate", "load", "save", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used, so that `import dimdata` stays cheap."""
+    if name in _PUBLIC:
+        value = getattr(importlib.import_module(_PUBLIC[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'dimdata' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

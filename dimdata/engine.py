@@ -1,0 +1,187 @@
+"""Where and how numbers are computed: device, precision, compilation, processes."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import platform
+import shutil
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from dimdata.errors import ArgumentError, DeviceError
+
+log = logging.getLogger("dimdata")
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A device and a way to compute on it; make one with `Engine.of`.
+
+    Attributes:
+        device: Where tensors live.
+        bf16: Whether convolutions and products run in bfloat16 under autocast.
+        compiled: Whether hot functions go through `torch.compile`.
+        rank: This process among `world`.
+        world: Processes that share one run.
+    """
+
+    device: torch.device
+    bf16: bool = False
+    compiled: bool = False
+    rank: int = 0
+    world: int = 1
+
+    @classmethod
+    def of(cls, device: str = "auto", precision: str = "auto", compile: str = "auto") -> Engine:
+        """Choose an engine.
+
+        Args:
+            device: `auto` (CUDA, else Apple's GPU, else CPU) or a torch device name.
+            precision: `fp32`, `bf16`, or `auto`: bf16 where the device computes it faster.
+            compile: `on`, `off`, or `auto`: on where a compiler is at hand. A function that fails to compile runs as
+                it is, with a warning.
+
+        Raises:
+            DeviceError: If the device is absent.
+            ArgumentError: If a word is none of those above.
+        """
+        for what, word, known in (
+            ("precision", precision, ("auto", "fp32", "bf16")),
+            ("compile", compile, ("auto", "on", "off")),
+        ):
+            if word not in known:
+                raise ArgumentError(f"{what} is {word!r}.", f"Use {', '.join(known)}.")
+        chosen = find_device(device)
+        compiled = compile == "on" or (compile == "auto" and _can_compile(chosen))
+        bf16 = precision == "bf16" or (precision == "auto" and _fast_bf16(chosen, compiled))
+        return cls(device=chosen, bf16=bf16, compiled=compiled, **_processes())
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return the context in which networks run."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
+
+    def compile(self, function: F) -> F:
+        """Return `function` compiled where this engine compiles; a failure to compile falls back to `function`."""
+        if not self.compiled:
+            return function
+        return _Fallback(torch.compile(function, dynamic=False), function)  # type: ignore[return-value]
+
+    def place(self, module: nn.Module) -> nn.Module:
+        """Move a module to the device, in the memory order that convolutions run fastest in."""
+        return module.to(self.device).to(memory_format=torch.channels_last)
+
+    def average_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Average gradients over the processes, in place; with one process, do nothing.
+
+        Models are not wrapped: one flat buffer is reduced, which also serves unrolled optimisation.
+        """
+        if self.world == 1:
+            return
+        from accelerate.utils import reduce
+
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        flat = reduce(torch.cat([g.flatten() for g in gradients]), "mean")
+        for gradient, piece in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(piece.view_as(gradient))
+
+    def describe(self) -> dict[str, Any]:
+        """Return the facts that bit-identical repetition depends on."""
+        return {
+            "device": _device_name(self.device),
+            "precision": "bf16" if self.bf16 else "fp32",
+            "compiled": self.compiled,
+            "threads": torch.get_num_threads(),
+            "processes": self.world,
+            "torch": torch.__version__,
+        }
+
+
+class _Fallback:
+    """A compiled function that gives way to the plain one where it cannot be compiled."""
+
+    def __init__(self, compiled: Callable[..., Any], plain: Callable[..., Any]) -> None:
+        self.compiled: Callable[..., Any] | None = compiled
+        self.plain = plain
+
+    def __call__(self, *args: Any) -> Any:
+        if self.compiled is None:
+            return self.plain(*args)
+        try:
+            return self.compiled(*args)
+        except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
+            log.warning("torch.compile failed (%s); going on without it.", str(error).splitlines()[0][:200])
+            self.compiled = None
+            return self.plain(*args)
+
+
+def find_device(name: str) -> torch.device:
+    """Return the device called `name`, or the best there is for `auto`."""
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise DeviceError(f"{name!r:.80} is no device.", "Use cpu, cuda, cuda:1, mps or auto.") from None
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            found = f"{count} CUDA device{'s' * (count != 1)} found" if count else "no CUDA device is present"
+            raise DeviceError(f"{name} was asked for, but {found}.", "Use --device cpu (or auto).")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise DeviceError("mps was asked for, but this machine has no Apple GPU.", "Use --device cpu (or auto).")
+    return device
+
+
+def _fast_bf16(device: torch.device, compiled: bool) -> bool:
+    """Whether bfloat16 is faster: on recent CUDA, and on CPUs with its instructions once casts are fused away."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return device.type == "cpu" and compiled and bool(supported())
+
+
+def _can_compile(device: torch.device) -> bool:
+    """Whether `torch.compile` has what it needs: a C++ compiler on a CPU, Triton on CUDA."""
+    if device.type == "cpu":
+        return platform.system() == "Linux" and shutil.which("g++") is not None
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0)
+
+
+def _processes() -> dict[str, int]:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return {"rank": torch.distributed.get_rank(), "world": torch.distributed.get_world_size()}
+    return {}
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return device.type
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep freed memory for the next step instead of returning it to the system.
+
+    Large temporaries of eager CPU training are otherwise mapped and zeroed anew at every operation. This changes the
+    whole process, so only programs call it (the command line does), never the library by itself.
+    """
+    if platform.system() != "Linux":
+        return
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        trim_threshold, top_pad, mmap_max = -1, -2, -4
+        libc.mallopt(mmap_max, 0)
+        libc.mallopt(trim_threshold, 2**31 - 1)
+        libc.mallopt(top_pad, 2**26)
+    except (OSError, AttributeError):  # another C library: nothing to tune
+        return

@@ -1,0 +1,154 @@
+"""The generator seam: a source of labelled images, whatever lies behind it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from dimdata import latents
+from dimdata.errors import ArgumentError
+from dimdata.recipe import Recipe
+from dimdata.registry import Registry
+from dimdata.spec import Spec
+
+GENERATORS: Registry[type[Generator]] = Registry(
+    "kind of generator",
+    "dimdata.generators",
+    ("dimdata.generators.network", "dimdata.generators.table"),
+)
+
+_SAMPLE = latents.stream("sample")
+
+STORAGE = {"float32": torch.float32, "float16": torch.float16, "uint8": torch.uint8}
+
+
+class Generator(nn.Module, ABC):
+    """A source of labelled images that carries the recipe to train on it.
+
+    Subclasses build all their tensors in `__init__` (they are built on the meta device first, so that a stored file
+    can be checked before anything is allocated) and implement `_draw`.
+
+    Args:
+        spec: All that determines the draw.
+        recipe: How a student is trained on it.
+        recipe_tensors: Tensors that the recipe names.
+
+    Attributes:
+        name: What it was loaded as; empty for one made in memory.
+        revision: The commit it was loaded from, if any.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(self, spec: Spec, recipe: Recipe, recipe_tensors: dict[str, Tensor] | None = None) -> None:
+        super().__init__()
+        self.spec = spec
+        self.recipe = recipe
+        self.recipe_tensors = dict(recipe_tensors or {})
+        self.name = ""
+        self.revision: str | None = None
+
+    @abstractmethod
+    def _draw(self, latent: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Return images and targets; see `draw`."""
+
+    def draw(self, latent: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw images.
+
+        Args:
+            latent: float32 `[B, Z]`; Z is `spec.latent`.
+            index: int64 `[B]`, `slot * num_classes + label`.
+
+        Returns:
+            Images float32 `[B, C, H, W]` in `spec.value_range`, and targets: int64 `[B]`, or float32
+            `[B, num_classes]` where they are soft.
+        """
+        with torch.no_grad():
+            return self._draw(latent, index)
+
+    def labels(self, index: Tensor) -> Tensor:
+        """Return the labels int64 `[B]` of indices int64 `[B]` without drawing; the argmax where targets are soft."""
+        return index.remainder(self.spec.num_classes)
+
+    @property
+    def images(self) -> int | None:
+        """How many images exist; none where they are unlimited."""
+        return self.spec.images
+
+    @property
+    def stages(self) -> int:
+        """How many stages there are; 1 for a generator without stages."""
+        return 1
+
+    def view(self, *, stage: int | None = None, draw: str = "fresh") -> Generator:
+        """Return the generator seen through a prefix of its stages, or through its stored latents.
+
+        Args:
+            stage: The last stage of the prefix, from 1; none = all.
+            draw: `fresh` or `fixed`; generators that store latents use them under `fixed`.
+
+        Raises:
+            ArgumentError: If there is no such stage.
+        """
+        if stage is not None and not 1 <= stage <= self.stages:
+            raise ArgumentError(
+                f"{self.name or 'This generator'} has {self.stages} stage{'s' * (self.stages > 1)}, not {stage}.",
+                f"Use stage=1 to {self.stages}, or leave it out.",
+            )
+        return self
+
+    def sample(self, labels: Sequence[int] | Tensor, *, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """Draw images of chosen classes, for replay and other unbalanced needs.
+
+        Args:
+            labels: `[B]` class numbers in any order and number.
+            seed: Equal seeds and labels give equal images.
+
+        Returns:
+            Images float32 `[B, C, H, W]` and targets as `draw` gives them. The k-th image of a class does not depend
+            on the other labels asked for. Where images are stored, they are walked through from the first.
+
+        Raises:
+            ArgumentError: If a label is no class, or a class has no stored image.
+        """
+        wanted = torch.as_tensor(labels, dtype=torch.int64).flatten()
+        if len(wanted) and not (0 <= int(wanted.min()) and int(wanted.max()) < self.spec.num_classes):
+            raise ArgumentError(
+                f"Labels run from {int(wanted.min())} to {int(wanted.max())}.",
+                f"Use 0 to {self.spec.num_classes - 1}.",
+            )
+        order = torch.argsort(wanted, stable=True)
+        counts = torch.bincount(wanted, minlength=self.spec.num_classes)
+        starts = counts.cumsum(0) - counts
+        slot = torch.empty_like(wanted)
+        slot[order] = torch.arange(len(wanted)) - starts[wanted[order]]
+        index = self._sample_index(wanted, slot).to(self.device)
+        return self.draw(latents.normal(latents.fold(_SAMPLE, seed), index, self.spec.latent), index)
+
+    def _sample_index(self, labels: Tensor, slot: Tensor) -> Tensor:
+        """Return the index of the slot-th image of each label."""
+        return slot * self.spec.num_classes + labels
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return next((t.device for t in self.state_dict().values()), torch.device("cpu"))
+
+    def stored(self) -> dict[str, Tensor]:
+        """Return the tensors to store, by name, in the storage type; what `restore` takes back."""
+        return {name: tensor.to(STORAGE[self.spec.storage]) for name, tensor in self.state_dict().items()}
+
+    def restore(self, tensors: dict[str, Tensor]) -> Self:
+        """Assign stored tensors to a generator built on the meta device."""
+        self.load_state_dict({name: tensor.to(torch.float32) for name, tensor in tensors.items()}, assign=True)
+        return self.requires_grad_(False).eval()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the stored tensors, those of the recipe included."""
+        tensors = [*self.stored().values(), *self.recipe_tensors.values()]
+        return sum(t.numel() * t.element_size() for t in tensors)

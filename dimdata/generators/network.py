@@ -1,0 +1,183 @@
+"""Generators that are networks: unlimited images from noise (DiM, arXiv 2303.04707)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dimdata.errors import FormatError
+from dimdata.generators.base import GENERATORS, Generator
+from dimdata.recipe import Recipe
+from dimdata.registry import Registry
+from dimdata.spec import Record, Spec, require
+
+ARCHITECTURES: Registry[type[Architecture]] = Registry("generator network", "dimdata.architectures")
+
+
+class Architecture(nn.Module):
+    """A network from latents and labels to images; a subclass registers itself and declares its `Config`."""
+
+    Config: type[Record]
+
+    def __init__(self, config: Record, spec: Spec) -> None:
+        super().__init__()
+
+    def forward(self, latent: Tensor, label: Tensor) -> Tensor:
+        """Map latents `[B, Z]` and labels int64 `[B]` to images `[B, C, H, W]` in the value range."""
+        raise NotImplementedError
+
+
+@GENERATORS.register("network")
+class NetworkGenerator(Generator):
+    """A class-conditional network; `spec.options` is {"name": architecture, ...its config}."""
+
+    kind = "network"
+
+    def __init__(
+        self,
+        spec: Spec,
+        recipe: Recipe,
+        recipe_tensors: dict[str, Tensor] | None = None,
+        network: Architecture | None = None,
+    ) -> None:
+        super().__init__(spec, recipe, recipe_tensors)
+        require(spec.images is None, "generator.images must be null: a network draws without limit.")
+        require(spec.latent > 0, "generator.latent must be positive: a network draws from noise.")
+        require(spec.storage != "uint8", "generator.storage of a network is float32 or float16.")
+        require(spec.targets == "hard", "generator.targets of a network are hard.")
+        self.network = network if network is not None else build(spec)
+
+    def _draw(self, latent: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        labels = self.labels(index)
+        return self.network(latent, labels).float(), labels
+
+
+def build(spec: Spec, norm: Callable[[int, int], nn.Module] | None = None) -> Architecture:
+    """Build the network that `spec.options` names; `norm` replaces its class-conditional layers for training."""
+    options = dict(spec.options)
+    name = options.pop("name", None)
+    if not isinstance(name, str):
+        raise FormatError("generator.options lacks the name of the network.")
+    architecture = ARCHITECTURES[name]
+    config = architecture.Config.from_json(options, f"generator.options ({name})")
+    extra = {} if norm is None else {"norm": norm}
+    return architecture(config, spec, **extra)
+
+
+class ClassAffine(nn.Module):
+    """A learned scale and shift of each channel for each class.
+
+    A trained class-conditional batch norm folds into this, so that a stored generator has no statistics, its images
+    do not depend on the batch, and the layer costs one multiplication and one addition a value.
+    """
+
+    def __init__(self, num_classes: int, channels: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(num_classes, channels))
+        self.shift = nn.Parameter(torch.zeros(num_classes, channels))
+
+    def forward(self, x: Tensor, label: Tensor) -> Tensor:
+        """Scale and shift `[B, C, H, W]` by the rows of labels `[B]`."""
+        scale, shift = self.scale[label].to(x.dtype), self.shift[label].to(x.dtype)
+        return torch.addcmul(shift[:, :, None, None], x, scale[:, :, None, None])
+
+
+class ClassBatchNorm(ClassAffine):
+    """Batch norm whose scale and shift depend on the class (de Vries et al., NeurIPS 2017); for training."""
+
+    def __init__(self, num_classes: int, channels: int) -> None:
+        super().__init__(num_classes, channels)
+        self.norm = nn.BatchNorm2d(channels, affine=False)
+
+    def forward(self, x: Tensor, label: Tensor) -> Tensor:
+        """Normalise over the batch, then scale and shift."""
+        return super().forward(self.norm(x), label)
+
+    def fold(self) -> ClassAffine:
+        """Return the equal layer without statistics."""
+        mean, variance = self.norm.running_mean, self.norm.running_var
+        assert mean is not None and variance is not None
+        folded = ClassAffine(*self.scale.shape)
+        inverse = torch.rsqrt(variance + self.norm.eps)
+        folded.scale.data = self.scale.detach() * inverse
+        folded.shift.data = self.shift.detach() - mean * folded.scale.data
+        return folded
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubpixelConfig(Record):
+    """Width of the subpixel network.
+
+    Attributes:
+        width: Channels at the lowest resolution.
+        mid: Channels after the first doubling; later ones have a third of it, 16 at least.
+        stem: Channels that the latent is projected to.
+    """
+
+    width: int = 64
+    mid: int = 48
+    stem: int = 32
+
+    def check(self) -> None:
+        for name in ("width", "mid", "stem"):
+            value = getattr(self, name)
+            require(1 <= value <= 1024, f"generator.options.{name} is {value}; 1 to 1024 is read.")
+
+
+@ARCHITECTURES.register("subpixel")
+class SubpixelNet(Architecture):
+    """A small generator that works at low resolution and doubles it by sub-pixel convolutions (Shi et al., CVPR 2016).
+
+    The latent becomes a map of at most 8x8, each doubling is one 3x3 convolution and a pixel shuffle, and the largest
+    resolution sees only a few channels. Sides that are no multiple of the map's are cropped from the centre.
+    """
+
+    Config = SubpixelConfig
+
+    def __init__(
+        self, config: SubpixelConfig, spec: Spec, norm: Callable[[int, int], nn.Module] = ClassAffine
+    ) -> None:
+        super().__init__(config, spec)
+        channels, height, width = spec.image_shape
+        n = spec.num_classes
+        doublings = max(2, math.ceil(math.log2(max(height, width) / 8)))
+        self.size = (height, width)
+        self.base = (math.ceil(height / 2**doublings), math.ceil(width / 2**doublings))
+        self.value_range = spec.value_range
+        cells = self.base[0] * self.base[1]
+        self.project = nn.Linear(spec.latent, config.stem * cells)
+        self.label = nn.Embedding(n, config.stem * cells)
+        self.stem_norm = norm(n, config.stem)
+        self.body = nn.Conv2d(config.stem, config.width, 3, padding=1)
+        self.body_norm = norm(n, config.width)
+        widths = [config.width, config.mid]
+        while len(widths) <= doublings:
+            widths.append(max(16, widths[-1] // 3))
+        self.up = nn.ModuleList(nn.Conv2d(a, 4 * b, 3, padding=1) for a, b in zip(widths, widths[1:], strict=False))
+        self.up_norm = nn.ModuleList(norm(n, b) for b in widths[1:])
+        self.refine = nn.Conv2d(config.mid, config.mid, 3, padding=1)
+        self.refine_norm = norm(n, config.mid)
+        self.image = nn.Conv2d(widths[-1], channels, 3, padding=1)
+        if self.label.weight.device.type != "meta":
+            nn.init.normal_(self.label.weight, std=0.1)
+
+    def forward(self, latent: Tensor, label: Tensor) -> Tensor:
+        """Map latents `[B, Z]` and labels int64 `[B]` to images `[B, C, H, W]`."""
+        x = self.project(latent) + self.label(label)
+        x = x.view(len(x), -1, *self.base).contiguous(memory_format=torch.channels_last)
+        x = F.relu(self.stem_norm(x, label))
+        x = F.relu(self.body_norm(self.body(x), label))
+        for step, (conv, norm) in enumerate(zip(self.up, self.up_norm, strict=True)):
+            x = F.relu(norm(F.pixel_shuffle(conv(x), 2), label))
+            if step == 0:
+                x = x + F.relu(self.refine_norm(self.refine(x), label))
+        x = self.image(x)
+        top, left = (x.shape[2] - self.size[0]) // 2, (x.shape[3] - self.size[1]) // 2
+        x = x[:, :, top : top + self.size[0], left : left + self.size[1]]
+        low, high = self.value_range
+        return torch.sigmoid(x.float()) * (high - low) + low

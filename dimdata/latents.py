@@ -1,0 +1,134 @@
+"""All noise in dimdata comes from here: pure functions of integers, with no state anywhere.
+
+A value is named by its *key* (a tuple of 64-bit words such as seed and epoch), an *index* and its position. It does
+not depend on the batch it is computed in, on the process, the device or the order of calls, and no global random
+state is read or touched. The mixing function is the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
+
+Normal values are looked up: 16 bits of hash choose one of 65,536 quantiles. Integer arithmetic and one table make
+them bit-identical wherever they are computed, which `log` and `cos` of different vector units are not.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+
+import torch
+from torch import Tensor
+
+_MASK = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+_MULTIPLY_1 = 0xBF58476D1CE4E5B9
+_MULTIPLY_2 = 0x94D049BB133111EB
+
+
+def _signed(word: int) -> int:
+    word &= _MASK
+    return word - (1 << 64) if word >> 63 else word
+
+
+def _mix_int(word: int) -> int:
+    word &= _MASK
+    word = ((word ^ (word >> 30)) * _MULTIPLY_1) & _MASK
+    word = ((word ^ (word >> 27)) * _MULTIPLY_2) & _MASK
+    return word ^ (word >> 31)
+
+
+def _shift(words: Tensor, bits: int) -> Tensor:
+    """Logical right shift; torch's own keeps the sign."""
+    return (words >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(words: Tensor) -> Tensor:
+    words = (words ^ _shift(words, 30)) * _signed(_MULTIPLY_1)
+    words = (words ^ _shift(words, 27)) * _signed(_MULTIPLY_2)
+    return words ^ _shift(words, 31)
+
+
+def stream(name: str) -> int:
+    """Return a 64-bit word for a purpose, so that two purposes with equal seeds share no noise."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+
+
+def fold(*words: int) -> int:
+    """Fold integers of any size and sign into one 64-bit key; order matters."""
+    key = 0
+    for word in words:
+        while True:  # words of more than 64 bits are folded in pieces, so that no two seeds meet
+            key = _mix_int(key + _GOLDEN + _mix_int(word & _MASK))
+            word >>= 64
+            if word in (0, -1):
+                break
+        key = _mix_int(key ^ (word & 1))
+    return key
+
+
+def bits(key: int, index: Tensor, count: int = 1) -> Tensor:
+    """Return `count` 64-bit words for each index.
+
+    Args:
+        key: A folded key.
+        index: int64 `[B]`.
+        count: Words for each index.
+
+    Returns:
+        int64 `[B, count]`, all 64 bits uniform.
+    """
+    rows = _mix(index.to(torch.int64) * _signed(_GOLDEN) + _signed(key))
+    steps = torch.arange(1, count + 1, device=index.device, dtype=torch.int64) * _signed(_GOLDEN)
+    return _mix(rows[:, None] + steps)
+
+
+@functools.cache
+def _quantiles(device: torch.device) -> Tensor:
+    """The 65,536 mid-point quantiles of the standard normal law, float32, symmetrical about zero."""
+    ranks = torch.arange(1, 65536, 2, dtype=torch.float64) / 65536  # the upper half
+    upper = torch.special.erfinv(ranks) * 2.0**0.5
+    # Fixed-point rounding hides the last bits of erfinv, the only thing here that two machines could disagree on.
+    upper = (upper * 2.0**20).round() / 2.0**20
+    return torch.cat([-upper.flip(0), upper]).to(torch.float32).to(device)
+
+
+def normal(key: int, index: Tensor, size: int) -> Tensor:
+    """Return standard normal values, float32 `[B, size]` in about [-4.32, 4.32]; `index` is int64 `[B]`."""
+    if size == 0:
+        return torch.empty(len(index), 0, device=index.device)
+    words = bits(key, index, (size + 3) // 4)
+    parts = torch.stack([(words >> shift) & 0xFFFF for shift in (0, 16, 32, 48)], dim=2)
+    return _quantiles(index.device)[parts.flatten(1)[:, :size]]
+
+
+def uniform(key: int, index: Tensor, size: int) -> Tensor:
+    """Return uniform values in [0, 1), float32 `[B, size]`, multiples of 2^-24; `index` is int64 `[B]`."""
+    words = bits(key, index, max((size + 1) // 2, 1))
+    parts = torch.stack([_shift(words, 40), _shift(words << 24, 40)], dim=2)
+    return parts.flatten(1)[:, :size].to(torch.float32) * 2.0**-24
+
+
+def integers(key: int, index: Tensor, below: int) -> Tensor:
+    """Return one integer in [0, below) for each index, int64 `[B]`; `below` is at most 2^31."""
+    return (_shift(bits(key, index)[:, 0], 32) * below) >> 32
+
+
+def permutation(key: int, length: int, device: torch.device | str = "cpu") -> Tensor:
+    """Return a random order of `range(length)`, int64 `[length]`."""
+    index = torch.arange(length, device=device)
+    return torch.argsort(bits(key, index)[:, 0], stable=True)
+
+
+_LATENT = stream("latent")
+
+
+def latents(seed: int, epoch: int, index: Tensor, size: int) -> Tensor:
+    """Return the latents of a draw: a pure function of (seed, epoch, index).
+
+    Args:
+        seed: Any integer.
+        epoch: Any integer; a fixed draw uses 0 throughout.
+        index: int64 `[B]`.
+        size: Values of each latent, Z.
+
+    Returns:
+        float32 `[B, Z]`, standard normal, bit-identical on every device and in any batch.
+    """
+    return normal(fold(_LATENT, seed, epoch), index, size)
