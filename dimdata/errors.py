@@ -80,7 +80,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     'Did you mean dim-mnist?'
     """
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    close = difflib.get_close_matches(name[:80], names, n=3, cutoff=0.6)
     if close:
         return f"Did you mean {' or '.join(close)}?"
     return f"Known: {', '.join(names)}." if names else ""

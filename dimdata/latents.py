@@ -23,8 +23,12 @@ _MULTIPLY_2 = 0x94D049BB133111EB
 
 
 def _signed(word: int) -> int:
+    """The 64-bit word as the int64 of the same bits."""
     word &= _MASK
     return word - (1 << 64) if word >> 63 else word
+
+
+_SIGNED_GOLDEN, _SIGNED_1, _SIGNED_2 = map(_signed, (_GOLDEN, _MULTIPLY_1, _MULTIPLY_2))
 
 
 def _mix_int(word: int) -> int:
@@ -39,10 +43,14 @@ def _shift(words: Tensor, bits: int) -> Tensor:
     return (words >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def _mix(words: Tensor) -> Tensor:
-    words = (words ^ _shift(words, 30)) * _signed(_MULTIPLY_1)
-    words = (words ^ _shift(words, 27)) * _signed(_MULTIPLY_2)
-    return words ^ _shift(words, 31)
+def _mix_(words: Tensor) -> Tensor:
+    """Mix int64 words in place: `_mix_int` of each."""
+    words ^= _shift(words, 30)
+    words *= _SIGNED_1
+    words ^= _shift(words, 27)
+    words *= _SIGNED_2
+    words ^= _shift(words, 31)
+    return words
 
 
 def stream(name: str) -> int:
@@ -74,15 +82,20 @@ def bits(key: int, index: Tensor, count: int = 1) -> Tensor:
     Returns:
         int64 `[B, count]`, all 64 bits uniform.
     """
-    rows = _mix(index.to(torch.int64) * _signed(_GOLDEN) + _signed(key))
-    steps = torch.arange(1, count + 1, device=index.device, dtype=torch.int64) * _signed(_GOLDEN)
-    return _mix(rows[:, None] + steps)
+    rows = _mix_((index.to(torch.int64) * _SIGNED_GOLDEN).add_(_signed(key)))
+    return _mix_(rows[:, None] + _steps(count, index.device))
+
+
+@functools.lru_cache(maxsize=64)
+def _steps(count: int, device: torch.device) -> Tensor:
+    """What tells the words of one index apart, int64 `[count]`."""
+    return torch.arange(1, count + 1, device=device, dtype=torch.int64) * _SIGNED_GOLDEN
 
 
 @functools.cache
 def _quantiles(device: torch.device) -> Tensor:
     """The 65,536 mid-point quantiles of the standard normal law, float32, symmetrical about zero."""
-    ranks = torch.arange(1, 65536, 2, dtype=torch.float64) / 65536  # the upper half
+    ranks = torch.arange(1, 65536, 2, dtype=torch.float64, device="cpu") / 65536  # the upper half
     upper = torch.special.erfinv(ranks) * 2.0**0.5
     # Fixed-point rounding hides the last bits of erfinv, the only thing here that two machines could disagree on.
     upper = (upper * 2.0**20).round() / 2.0**20
@@ -92,10 +105,12 @@ def _quantiles(device: torch.device) -> Tensor:
 def normal(key: int, index: Tensor, size: int) -> Tensor:
     """Return standard normal values, float32 `[B, size]` in about [-4.32, 4.32]; `index` is int64 `[B]`."""
     if size == 0:
-        return torch.empty(len(index), 0, device=index.device)
+        return torch.empty(len(index), 0, dtype=torch.float32, device=index.device)
     words = bits(key, index, (size + 3) // 4)
-    parts = torch.stack([(words >> shift) & 0xFFFF for shift in (0, 16, 32, 48)], dim=2)
-    return _quantiles(index.device)[parts.flatten(1)[:, :size]]
+    # Four parts to a word, the lowest bits first: the order of little-endian machines.
+    parts = words.flatten().view(torch.int16).view(len(index), 4 * words.shape[1])
+    ranks = parts[:, :size].to(torch.int32) & 0xFFFF
+    return _quantiles(index.device).index_select(0, ranks.flatten()).view(len(index), size)
 
 
 def uniform(key: int, index: Tensor, size: int) -> Tensor:

@@ -56,6 +56,7 @@ class Leg(Record):
     dialect: Literal["each", "one"] = "each"
 
     def check(self) -> None:
+        """Refuse values out of range; see `Record.check`."""
         require((self.epochs is None) != (self.steps is None), "leg: exactly one of epochs and steps must be given.")
         length = self.epochs if self.epochs is not None else self.steps
         require(length is not None and 1 <= length <= MAX_LENGTH, f"leg: {length} epochs or steps; 1 or more.")
@@ -96,6 +97,7 @@ class Start(Record):
     student: str | None = None
 
     def check(self) -> None:
+        """Refuse values out of range; see `Record.check`."""
         require((self.law == "stored") <= bool(self.student), "start: stored weights must name their student.")
 
 
@@ -109,15 +111,16 @@ class Recipe(Record):
         tensors: What the recipe needs in numbers, by name; stored as `recipe.NAME` in `model.safetensors`.
     """
 
-    legs: tuple[Leg, ...]
+    legs: tuple[Leg, ...] = field(metadata={"most": MAX_LEGS})
     start: Start = field(default_factory=Start)
     tensors: tuple[str, ...] = ()
 
     def check(self) -> None:
+        """Refuse values out of range; see `Record.check`."""
         require(1 <= len(self.legs) <= MAX_LEGS, f"recipe.legs must hold 1 to {MAX_LEGS} legs.")
         for leg in self.legs:
             known = leg.step_sizes is None or leg.step_sizes in self.tensors
-            require(known, f"leg.step_sizes names {leg.step_sizes!r}, which recipe.tensors does not list.")
+            require(known, f"leg.step_sizes names {leg.step_sizes!r:.80}, which recipe.tensors does not list.")
 
     def describe(self) -> str:
         """Return the recipe in one line."""

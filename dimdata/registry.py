@@ -59,5 +59,5 @@ class Registry(Generic[T]):
     def __getitem__(self, name: str) -> T:
         self._load()
         if name not in self._entries:
-            raise NotFoundError(f"There is no {self.what} called {name!r}.", nearest(name, self._entries))
+            raise NotFoundError(f"There is no {self.what} called {name!r:.80}.", nearest(name, self._entries))
         return self._entries[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import types
@@ -20,6 +21,7 @@ MAX_CLASSES = 100_000
 MAX_SIDE = 4_096
 MAX_LATENT = 65_536
 MAX_IMAGES = 2**40
+MAX_ENTRIES = 100_000  # of any list; a field's metadata may set `most` lower
 
 
 def canonical_json(data: Any) -> str:
@@ -42,7 +44,12 @@ def _describe(kind: Any) -> str:
     return getattr(kind, "__name__", None) or str(kind)
 
 
-def _convert(value: Any, kind: Any, where: str) -> Any:
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _convert(value: Any, kind: Any, where: str, keep_unknown: bool = False) -> Any:
     """Return `value` as the annotated type `kind`, or say where it does not fit."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
@@ -50,23 +57,23 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
-        return _convert(value, next(a for a in arguments if a is not type(None)), where)
+        return _convert(value, next(a for a in arguments if a is not type(None)), where, keep_unknown)
     if origin is typing.Literal:
         if not isinstance(value, str) or value not in arguments:
-            raise FormatError(f"{where} is {value!r}, not one of {', '.join(map(str, arguments))}.")
+            raise FormatError(f"{where} is {value!r:.80}, not one of {', '.join(map(str, arguments))}.")
         return value
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise FormatError(f"{where} is {value!r}, not a list.")
+            raise FormatError(f"{where} is {value!r:.80}, not a list.")
         if arguments[-1] is not Ellipsis and len(value) != len(arguments):
             raise FormatError(f"{where} has {len(value)} entries, not {len(arguments)}.")
-        return tuple(_convert(item, arguments[0], f"{where}[{i}]") for i, item in enumerate(value))
+        return tuple(_convert(item, arguments[0], f"{where}[{i}]", keep_unknown) for i, item in enumerate(value))
     if origin in (dict, Mapping):
         if not isinstance(value, Mapping):
             raise FormatError(f"{where} is not an object.")
         return dict(value)
     if isinstance(kind, type) and issubclass(kind, Record):
-        return value if isinstance(value, kind) else kind.from_json(value, where)
+        return value if isinstance(value, kind) else kind.from_json(value, where, keep_unknown)
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         try:
             number = float(value)
@@ -74,9 +81,7 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
             number = math.inf
         if math.isfinite(number):
             return number
-    elif kind is int and isinstance(value, int) and not isinstance(value, bool):
-        return value
-    elif kind in (str, bool) and isinstance(value, kind):
+    elif kind in (int, str, bool) and type(value) is kind:
         return value
     raise FormatError(f"{where} is {value!r:.80}, not a valid {_describe(kind)}.")
 
@@ -91,7 +96,7 @@ class Record:
     unknown: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for name, kind in typing.get_type_hints(type(self)).items():
+        for name, kind in _hints(type(self)).items():
             if name != "unknown":
                 object.__setattr__(self, name, _convert(getattr(self, name), kind, f"{self.label()}.{name}"))
         self.check()
@@ -116,10 +121,16 @@ class Record:
             name = str(next(iter(unknown)))
             raise FormatError(f"{where} has an unknown field {name!r:.80}.", nearest(name, fields))
         for name, f in fields.items():
+            entries, most = data.get(name), f.metadata.get("most", MAX_ENTRIES)
+            if isinstance(entries, list) and len(entries) > most:
+                raise FormatError(f"{where}.{name} has {len(entries):,} entries; {most:,} at most are read.")
             required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
             if required and name not in data:
                 raise FormatError(f"{where} lacks the field {name!r}.")
-        known = {name: data[name] for name in fields if name in data}
+        kinds = _hints(cls)
+        known = {
+            name: _convert(data[name], kinds[name], f"{where}.{name}", keep_unknown) for name in fields if name in data
+        }
         return cls(**known, unknown=unknown)
 
     def to_json(self) -> dict[str, Any]:
@@ -172,6 +183,7 @@ class Spec(Record):
 
     @classmethod
     def label(cls) -> str:
+        """The name of this record in messages."""
         return "generator"
 
     @property
@@ -180,6 +192,7 @@ class Spec(Record):
         return len(self.classes)
 
     def check(self) -> None:
+        """Refuse values out of range; see `Record.check`."""
         channels, height, width = self.image_shape
         require(1 <= self.num_classes <= MAX_CLASSES, f"generator.classes must hold 1 to {MAX_CLASSES:,} names.")
         require(len(set(self.classes)) == self.num_classes, "generator.classes names a class twice.")
@@ -204,6 +217,7 @@ class Weights(Record):
     bytes: int
 
     def check(self) -> None:
+        """Refuse values out of range; see `Record.check`."""
         ok = len(self.sha256) == 64 and set(self.sha256) <= set("0123456789abcdef")
         require(ok, "weights.sha256 is not 64 hexadecimal digits.")
         require(self.bytes > 0, "weights.bytes must be positive.")

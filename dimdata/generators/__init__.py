@@ -1,0 +1,1 @@
+"""Generators: sources of labelled images, whatever lies behind them."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import ClassVar, Self
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from dimdata import latents
 from dimdata.errors import ArgumentError
@@ -24,6 +26,28 @@ GENERATORS: Registry[type[Generator]] = Registry(
 _SAMPLE = latents.stream("sample")
 
 STORAGE = {"float32": torch.float32, "float16": torch.float16, "uint8": torch.uint8}
+
+
+class _NoInitialValues(TorchFunctionMode):
+    """Leaves tensors as they are where a layer would draw initial values."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init" or func is torch.Tensor.normal_:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Build modules without memory and without randomness: names, types and shapes alone.
+
+    The meta device would do, but the first normal law drawn on it imports a compiler (0.8 s).
+    """
+    with _NoInitialValues(), torch.device("meta"):
+        yield
 
 
 class Generator(nn.Module, ABC):
@@ -116,7 +140,7 @@ class Generator(nn.Module, ABC):
             ArgumentError: If a label is no class, or a class has no stored image.
         """
         wanted = torch.as_tensor(labels, dtype=torch.int64).flatten()
-        if len(wanted) and not (0 <= int(wanted.min()) and int(wanted.max()) < self.spec.num_classes):
+        if len(wanted) and not (wanted.min() >= 0 and wanted.max() < self.spec.num_classes):
             raise ArgumentError(
                 f"Labels run from {int(wanted.min())} to {int(wanted.max())}.",
                 f"Use 0 to {self.spec.num_classes - 1}.",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -43,37 +43,35 @@ class NetworkGenerator(Generator):
         spec: Spec,
         recipe: Recipe,
         recipe_tensors: dict[str, Tensor] | None = None,
-        network: Architecture | None = None,
     ) -> None:
         super().__init__(spec, recipe, recipe_tensors)
         require(spec.images is None, "generator.images must be null: a network draws without limit.")
         require(spec.latent > 0, "generator.latent must be positive: a network draws from noise.")
         require(spec.storage != "uint8", "generator.storage of a network is float32 or float16.")
         require(spec.targets == "hard", "generator.targets of a network are hard.")
-        self.network = network if network is not None else build(spec)
+        self.network = build(spec)
 
     def _draw(self, latent: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         labels = self.labels(index)
         return self.network(latent, labels).float(), labels
 
 
-def build(spec: Spec, norm: Callable[[int, int], nn.Module] | None = None) -> Architecture:
-    """Build the network that `spec.options` names; `norm` replaces its class-conditional layers for training."""
+def build(spec: Spec) -> Architecture:
+    """Build the network that `spec.options` names."""
     options = dict(spec.options)
     name = options.pop("name", None)
     if not isinstance(name, str):
         raise FormatError("generator.options lacks the name of the network.")
     architecture = ARCHITECTURES[name]
     config = architecture.Config.from_json(options, f"generator.options ({name})")
-    extra = {} if norm is None else {"norm": norm}
-    return architecture(config, spec, **extra)
+    return architecture(config, spec)
 
 
 class ClassAffine(nn.Module):
     """A learned scale and shift of each channel for each class.
 
-    A trained class-conditional batch norm folds into this, so that a stored generator has no statistics, its images
-    do not depend on the batch, and the layer costs one multiplication and one addition a value.
+    There is no normalisation: it costs more than the convolutions beside it, makes images depend on their batch, and
+    generators trained with it were the worse ones (tests/benchmarks/EXPERIMENTS.md).
     """
 
     def __init__(self, num_classes: int, channels: int) -> None:
@@ -85,28 +83,6 @@ class ClassAffine(nn.Module):
         """Scale and shift `[B, C, H, W]` by the rows of labels `[B]`."""
         scale, shift = self.scale[label].to(x.dtype), self.shift[label].to(x.dtype)
         return torch.addcmul(shift[:, :, None, None], x, scale[:, :, None, None])
-
-
-class ClassBatchNorm(ClassAffine):
-    """Batch norm whose scale and shift depend on the class (de Vries et al., NeurIPS 2017); for training."""
-
-    def __init__(self, num_classes: int, channels: int) -> None:
-        super().__init__(num_classes, channels)
-        self.norm = nn.BatchNorm2d(channels, affine=False)
-
-    def forward(self, x: Tensor, label: Tensor) -> Tensor:
-        """Normalise over the batch, then scale and shift."""
-        return super().forward(self.norm(x), label)
-
-    def fold(self) -> ClassAffine:
-        """Return the equal layer without statistics."""
-        mean, variance = self.norm.running_mean, self.norm.running_var
-        assert mean is not None and variance is not None
-        folded = ClassAffine(*self.scale.shape)
-        inverse = torch.rsqrt(variance + self.norm.eps)
-        folded.scale.data = self.scale.detach() * inverse
-        folded.shift.data = self.shift.detach() - mean * folded.scale.data
-        return folded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +100,7 @@ class SubpixelConfig(Record):
     stem: int = 32
 
     def check(self) -> None:
+        """Refuse values out of range; see `Record.check`."""
         for name in ("width", "mid", "stem"):
             value = getattr(self, name)
             require(1 <= value <= 1024, f"generator.options.{name} is {value}; 1 to 1024 is read.")
@@ -139,9 +116,7 @@ class SubpixelNet(Architecture):
 
     Config = SubpixelConfig
 
-    def __init__(
-        self, config: SubpixelConfig, spec: Spec, norm: Callable[[int, int], nn.Module] = ClassAffine
-    ) -> None:
+    def __init__(self, config: SubpixelConfig, spec: Spec) -> None:
         super().__init__(config, spec)
         channels, height, width = spec.image_shape
         n = spec.num_classes
@@ -152,16 +127,16 @@ class SubpixelNet(Architecture):
         cells = self.base[0] * self.base[1]
         self.project = nn.Linear(spec.latent, config.stem * cells)
         self.label = nn.Embedding(n, config.stem * cells)
-        self.stem_norm = norm(n, config.stem)
+        self.stem_affine = ClassAffine(n, config.stem)
         self.body = nn.Conv2d(config.stem, config.width, 3, padding=1)
-        self.body_norm = norm(n, config.width)
+        self.body_affine = ClassAffine(n, config.width)
         widths = [config.width, config.mid]
         while len(widths) <= doublings:
             widths.append(max(16, widths[-1] // 3))
-        self.up = nn.ModuleList(nn.Conv2d(a, 4 * b, 3, padding=1) for a, b in zip(widths, widths[1:], strict=False))
-        self.up_norm = nn.ModuleList(norm(n, b) for b in widths[1:])
+        self.up = nn.ModuleList(nn.Conv2d(a, 4 * b, 3, padding=1) for a, b in itertools.pairwise(widths))
+        self.up_affine = nn.ModuleList(ClassAffine(n, b) for b in widths[1:])
         self.refine = nn.Conv2d(config.mid, config.mid, 3, padding=1)
-        self.refine_norm = norm(n, config.mid)
+        self.refine_affine = ClassAffine(n, config.mid)
         self.image = nn.Conv2d(widths[-1], channels, 3, padding=1)
         if self.label.weight.device.type != "meta":
             nn.init.normal_(self.label.weight, std=0.1)
@@ -170,12 +145,12 @@ class SubpixelNet(Architecture):
         """Map latents `[B, Z]` and labels int64 `[B]` to images `[B, C, H, W]`."""
         x = self.project(latent) + self.label(label)
         x = x.view(len(x), -1, *self.base).contiguous(memory_format=torch.channels_last)
-        x = F.relu(self.stem_norm(x, label))
-        x = F.relu(self.body_norm(self.body(x), label))
-        for step, (conv, norm) in enumerate(zip(self.up, self.up_norm, strict=True)):
-            x = F.relu(norm(F.pixel_shuffle(conv(x), 2), label))
+        x = F.relu(self.stem_affine(x, label))
+        x = F.relu(self.body_affine(self.body(x), label))
+        for step, (conv, affine) in enumerate(zip(self.up, self.up_affine, strict=True)):
+            x = F.relu(affine(F.pixel_shuffle(conv(x), 2), label))
             if step == 0:
-                x = x + F.relu(self.refine_norm(self.refine(x), label))
+                x = x + F.relu(self.refine_affine(self.refine(x), label))
         x = self.image(x)
         top, left = (x.shape[2] - self.size[0]) // 2, (x.shape[3] - self.size[1]) // 2
         x = x[:, :, top : top + self.size[0], left : left + self.size[1]]

@@ -27,6 +27,7 @@ class TableConfig(Record):
     labels: bool = False
 
     def check(self) -> None:
+        """Refuse values out of range; see `Record.check`."""
         require(len(self.stages) <= 10_000, "generator.options.stages holds over 10,000 stages.")
         require(all(rows > 0 for rows in self.stages), "generator.options.stages must be positive.")
 

@@ -1,0 +1,182 @@
+"""Which students an evaluation trains, and on how many images, real or not, for how many steps."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from dimdata.errors import ArgumentError, nearest
+from dimdata.generators.base import Generator
+from dimdata.protocols import Protocol
+from dimdata.recipe import Recipe
+from dimdata.scores import What
+
+BASELINES = ("random", "distinct", "all")
+DRAWS = ("fresh", "fixed")
+IPC = (1, 10, 50)
+SEEDS = 3
+
+Draw = Literal["fresh", "fixed"]
+Seeds = int | Sequence[int]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One student to train and score.
+
+    Attributes:
+        what: As in `Row`, and so are the others that are not named here.
+        leg_images: Images of an epoch of the generator, leg by leg of the recipe.
+        recipe: The generator's recipe at this budget; real images are trained on by `in_steps` of it.
+    """
+
+    what: What
+    student: str
+    ipc: int | None
+    images: int
+    leg_images: tuple[int, ...]
+    draw: Draw
+    seed: int
+    recipe: Recipe
+
+
+def plan(
+    generator: Generator,
+    *,
+    ipc: int | Sequence[int] | None,
+    students: Sequence[str],
+    draws: str | Sequence[str],
+    seeds: Seeds | Mapping[int, Seeds],
+    recipe: Recipe | None,
+    epochs: int | None,
+    protocol: Protocol,
+    baselines: Sequence[str],
+) -> list[Cell]:
+    """Return the cells of an evaluation, small budgets first; arguments and errors as in `evaluate`."""
+    names, chosen = _baselines(baselines), _draws(generator, draws)
+    cells = []
+    for count in _ipcs(generator, ipc):
+        images = count * generator.spec.num_classes if count is not None else generator.images or 0
+        followed = recipe or protocol.recipe(generator.recipe, count, generator.spec.num_classes)
+        if epochs is not None:
+            followed = with_epochs(followed, epochs)
+        legs = _leg_images(generator, followed, images)
+        for student in students:
+            for draw in chosen:
+                for seed in _seeds(seeds, count):
+                    cell = Cell("generator", student, count, images, legs, draw, seed, followed)
+                    cells += [cell, *_real_cells(cell, names)]
+    return list(dict.fromkeys(cells))  # both draws have some baselines in common
+
+
+def _leg_images(generator: Generator, recipe: Recipe, images: int) -> tuple[int, ...]:
+    """Return the images of an epoch of each leg; a prefix of the stages may hold fewer than `images`."""
+    stored = [generator.view(stage=leg.stage).images for leg in recipe.legs]
+    return tuple(images if count is None else min(count, images) for count in stored)
+
+
+def _ipcs(generator: Generator, ipc: int | Sequence[int] | None) -> list[int | None]:
+    """Return images per class, rising; none for all stored images where classes are unequal."""
+    classes, stored = generator.spec.num_classes, generator.images
+    if ipc is None:
+        if stored is None:
+            return list(IPC)
+        return [stored // classes if stored % classes == 0 else None]
+    counts = sorted({ipc} if isinstance(ipc, int) else set(ipc))
+    for count in counts:
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ArgumentError(f"ipc is {count!r:.40}; images per class are whole numbers from 1.", "Use ipc=(1, 10).")
+        if stored is not None and count * classes > stored:
+            raise ArgumentError(
+                f"IPC {count} of {classes} classes needs {count * classes:,} images; {stored:,} are stored.",
+                f"Use ipc={stored // classes}, or leave it out for all there are.",
+            )
+    if not counts:
+        raise ArgumentError("No ipc is given.", "Name one or more, such as ipc=(1, 10).")
+    return list(counts)
+
+
+def _seeds(seeds: Seeds | Mapping[int, Seeds], ipc: int | None) -> list[int]:
+    chosen = seeds.get(ipc, SEEDS) if isinstance(seeds, Mapping) else seeds  # type: ignore[arg-type]
+    found = list(range(chosen)) if isinstance(chosen, int) else list(dict.fromkeys(chosen))
+    if not found:
+        raise ArgumentError(f"seeds is {chosen!r:.40}; at least one is needed.", "Use seeds=3.")
+    return found
+
+
+def _draws(generator: Generator, draws: str | Sequence[str]) -> list[Draw]:
+    names = [draws] if isinstance(draws, str) else list(draws)
+    for name in names:
+        if name not in DRAWS:
+            raise ArgumentError(f"{name!r:.40} is no draw.", "Use fresh, fixed, or both.")
+    if generator.images is not None:
+        return ["fixed"]
+    return [draw for draw in DRAWS if draw in names]  # type: ignore[misc]
+
+
+def _baselines(baselines: Sequence[str]) -> list[What]:
+    for name in baselines:
+        if name not in BASELINES:
+            raise ArgumentError(f"There is no baseline called {name!r:.40}.", nearest(name, BASELINES))
+    return [name for name in BASELINES if name in baselines]  # type: ignore[misc]
+
+
+def _real_cells(cell: Cell, baselines: Sequence[What]) -> list[Cell]:
+    """Return the baselines of a cell; a fixed draw shows no more images than `random`, so it has no other ceiling."""
+    draws: dict[What, Draw] = {"random": "fixed", "distinct": "fresh", "all": "fixed"}
+    return [
+        dataclasses.replace(cell, what=what, draw=draws[what])
+        for what in baselines
+        if what != "distinct" or cell.draw == "fresh"
+    ]
+
+
+def with_epochs(recipe: Recipe, epochs: int) -> Recipe:
+    """Return the recipe with `epochs` in all, shared among its legs as before.
+
+    Raises:
+        ArgumentError: If `epochs` is less than one a leg, or a leg counts steps.
+    """
+    old = [leg.epochs for leg in recipe.legs]
+    if None in old:
+        raise ArgumentError("The recipe counts steps, so it has no epochs to change.", "Leave epochs out.")
+    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < len(old):
+        raise ArgumentError(
+            f"epochs is {epochs!r:.40}; the recipe has {len(old)} leg{'s' * (len(old) > 1)}.",
+            f"Use a whole number from {len(old)}.",
+        )
+    total = sum(count for count in old if count is not None)
+    ends = [round(epochs * sum(old[: i + 1]) / total) for i in range(len(old))]  # type: ignore[arg-type]
+    legs, start = [], 0
+    for i, (leg, end) in enumerate(zip(recipe.legs, ends, strict=True)):
+        end = min(max(end, start + 1), epochs - (len(old) - 1 - i))  # at least one for each leg
+        legs.append(dataclasses.replace(leg, epochs=end - start))
+        start = end
+    return dataclasses.replace(recipe, legs=tuple(legs))
+
+
+def in_steps(cell: Cell) -> Recipe:
+    """Return the recipe of a cell with as many steps and images, however many images there are to train on."""
+    legs = []
+    for leg, images in zip(cell.recipe.legs, cell.leg_images, strict=True):
+        batches = math.ceil(images / leg.batch_size)
+        steps = leg.steps if leg.epochs is None else leg.epochs * batches
+        size = math.ceil(images / batches)  # an epoch's last batch may be smaller; here all are of one size
+        legs.append(dataclasses.replace(leg, stage=None, epochs=None, steps=steps, batch_size=size))
+    return dataclasses.replace(cell.recipe, legs=tuple(legs))
+
+
+def real_images(cell: Cell, there: int) -> int:
+    """Return how many distinct real images the baseline of a cell takes, of those that are there."""
+    if cell.what == "all":
+        return there
+    if cell.what == "random":
+        return min(cell.images, there)
+    shown = sum(
+        images * leg.epochs if leg.epochs is not None else (leg.steps or 0) * min(leg.batch_size, images)
+        for leg, images in zip(cell.recipe.legs, cell.leg_images, strict=True)
+    )
+    return min(shown, there)

@@ -1,0 +1,101 @@
+"""`dimdata evaluate`: how good a generator is, beside real images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dimdata.cli import against, options, output
+from dimdata.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from dimdata.scores import Row
+
+
+def run(
+    name: options.Name,
+    ipc: Annotated[
+        str | None, typer.Option("--ipc", help="Images per class: 1,10,50. [default: 1,10,50, or all there are]")
+    ] = None,
+    student: Annotated[str, typer.Option("--student", help="Networks: convnet3,resnet18-thin.")] = "convnet3",
+    draw: Annotated[str, typer.Option("--draw", help="fresh, fixed, or fresh,fixed.")] = "fresh",
+    seeds: Annotated[int, typer.Option("--seeds", help="Students trained for each figure.")] = 3,
+    baselines: Annotated[
+        str, typer.Option("--baselines", help="Of real images: random,distinct,all, or none.")
+    ] = "random,distinct,all",
+    protocol: Annotated[
+        str, typer.Option("--protocol", help="dimdata (the generator's recipe) or dim-paper.")
+    ] = "dimdata",
+    epochs: Annotated[int | None, typer.Option("--epochs", help="Instead of the recipe's (1,000).")] = None,
+    real: options.Real = None,
+    root: options.Root = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", metavar="FILE", help="Keep each student's row in this .jsonl file, and go on there."
+        ),
+    ] = None,
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+    compile: options.Compile = "auto",
+    json: options.Json = False,
+) -> None:
+    """Train students on a generator and on real images, and score them on real test images.
+
+    A figure at IPC n under a fresh draw means 1,000 epochs of n new images per class. The `distinct` baseline saw as
+    many distinct real images as often: the practical ceiling.
+
+    Example: dimdata evaluate dim-mnist --ipc 1,10,50 --draw fresh,fixed --seeds 3 -o scores.jsonl
+    """
+    counts = None if ipc is None else _counts(ipc)
+    from dimdata import load
+    from dimdata.engine import Engine, keep_freed_memory
+    from dimdata.evaluate import evaluate
+    from dimdata.report import notes, table
+
+    keep_freed_memory()
+    generator = load(name)
+    scores = evaluate(
+        generator,
+        ipc=counts,
+        students=_words(student),
+        draws=_words(draw),
+        seeds=seeds,
+        real=against.real_data(generator, real, root),
+        epochs=epochs,
+        protocol=protocol,
+        baselines=[] if baselines == "none" else _words(baselines),
+        engine=Engine.of(device, precision, compile),
+        output=out,
+        on_row=_tell,
+    )
+    if json:
+        output.emit_json([score.to_json() | {"share": score.share} for score in scores])
+        return
+    output.show(table(scores))
+    for text in notes(scores):
+        output.note(text)
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _counts(text: str) -> list[int]:
+    words = _words(text)
+    if not words or not all(word.isascii() and word.isdigit() and len(word) < 16 and int(word) for word in words):
+        raise ArgumentError(
+            f"--ipc is {text!r:.80}; images per class are whole numbers from 1.", "Write --ipc 1,10,50."
+        )
+    return [int(word) for word in words]
+
+
+def _tell(row: Row) -> None:
+    what = row.name if row.what == "generator" else f"{row.what} real"
+    budget = f"IPC {row.ipc}" if row.ipc is not None else f"{row.images} images"
+    output.note(
+        f"{what}, {row.student}, {budget} {row.draw}, seed {row.seed}: {row.accuracy:.2f} % "
+        f"({row.images_seen:,} images seen, {output.duration(row.seconds)})"
+    )

@@ -1,0 +1,77 @@
+"""`dimdata info`: all that is known of a generator."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from dimdata.cli import options, output
+
+if TYPE_CHECKING:
+    from dimdata.artifact import ArtifactConfig
+
+
+def run(name: options.Name, json: options.Json = False) -> None:
+    """Show what a generator is, how it was made, how to train on it, and its scores."""
+    from dimdata.artifact import read_config, resolve
+    from dimdata.files import FILES
+
+    folder = resolve(name)
+    config = read_config(folder)
+    files = {file: (folder / file).stat().st_size for file in FILES if (folder / file).is_file()}
+    if json:
+        output.emit_json({"name": name, "folder": str(folder), "files": files, **config.to_json()})
+        return
+    output.facts({"name": name, "folder": folder, **_facts(config, files)})
+    _scores(config)
+
+
+def _facts(config: ArtifactConfig, files: dict[str, int]) -> dict[str, object]:
+    spec = config.generator
+    low, high = spec.value_range
+    facts: dict[str, object] = {
+        "dataset": spec.dataset or "-",
+        "method": spec.method,
+        "kind": f"{spec.kind}{f' ({network})' if (network := spec.options.get('name')) else ''}",
+        "classes": f"{spec.num_classes}: {', '.join(spec.classes[:10])}{', ...' if spec.num_classes > 10 else ''}",
+        "images": f"{_shape(spec.image_shape)} in [{low:g}, {high:g}], "
+        + ("without limit" if spec.images is None else f"{spec.images:,} in all"),
+        "latent": spec.latent or "-",
+        "targets": spec.targets,
+        "normalize": f"mean {_numbers(spec.mean)}, std {_numbers(spec.std)}",
+        "recipe": "\n".join(leg.describe() for leg in config.recipe.legs),
+        "files": "\n".join(f"{file} {output.size(count)}" for file, count in files.items()),
+        "sha256": config.weights.sha256,
+        "format": config.format,
+    }
+    if spec.flags:
+        facts["flags"] = ", ".join(spec.flags)
+    facts |= {f"made: {key}": _short(value) for key, value in config.provenance.items()}
+    return facts
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return " ".join(f"{value:.4g}" for value in values)
+
+
+def _short(value: Any) -> str:
+    """Return a value of the provenance in a few lines; `--json` has all of it."""
+    if isinstance(value, dict):
+        pairs = [f"{key} {item}" for key, item in value.items() if not isinstance(item, dict | list)]
+        return "\n".join(pairs)
+    return str(value)
+
+
+def _scores(config: ArtifactConfig) -> None:
+    from dimdata.report import notes, table
+    from dimdata.scores import Score
+
+    scores = [Score.from_json(score, keep_unknown=True) for score in config.scores if "mean" in score]
+    if scores:
+        output.line()
+        output.show(table(scores))
+        for text in notes(scores):
+            output.note(text)

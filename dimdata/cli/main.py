@@ -1,0 +1,114 @@
+"""`dimdata`: the commands, and the one place where failures become words and exit codes.
+
+Nothing here imports torch: the commands do so when they run, so that help is instant.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+import dimdata
+from dimdata.cli import distill, evaluate, info, list, output, preview, train, wrap
+from dimdata.errors import INTERRUPTED, WORLD, DimdataError
+
+EPILOG = """\b
+First steps:
+  dimdata list
+  dimdata train dim-mnist --ipc 10 --epochs 100
+  dimdata distill digits --minutes 1"""
+
+app = typer.Typer(
+    name="dimdata",
+    help="Distilled datasets: labelled images generated from noise, to train on like a torch Dataset.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    rich_markup_mode=None,  # plain text: faster, and the same in a log
+    pretty_exceptions_enable=False,  # failures are told below, in one line
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for name, module, summary in (
+    ("list", list, "List the bundled generators, or what else has a name."),
+    ("info", info, "Show all that is known of a generator."),
+    ("preview", preview, "Draw a grid of images, one column a class."),
+    ("train", train, "Train a student on generated images."),
+    ("evaluate", evaluate, "Score a generator beside real images."),
+    ("distill", distill, "Distil real images into a generator."),
+    ("wrap", wrap, "Make a generator of stored images."),
+):
+    app.command(name, short_help=summary)(module.run)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        output.line(dimdata.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure.")] = False,
+) -> None:
+    """Options of all commands; `--debug` is read by `main`, so that it may stand anywhere."""
+
+
+class _Warnings(logging.Handler):
+    """Prints what the library logs, at the moment's stderr, which a progress bar may have taken over."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        output.note(f"{record.levelname.lower()}: {record.getMessage()}")
+
+
+def _tell(error: BaseException, debug: bool) -> int:
+    """Print a failure and return its exit code."""
+    if debug:
+        traceback.print_exception(error)
+    if isinstance(error, DimdataError):
+        message, hint, code = error.message, error.hint, error.exit_code
+    elif isinstance(error, OSError) and error.strerror:
+        message, hint, code = f"{error.strerror}: {error.filename or 'while reading or writing'}", "", WORLD
+    else:
+        first = (str(error).strip().splitlines() or [""])[0]
+        message, code = f"{type(error).__name__}: {first:.300}", WORLD
+        hint = "" if debug else "This was not foreseen. Run the same command with --debug to see where it happened."
+    output.note(f"error: {message}")
+    if hint:
+        output.note(f"hint: {hint}")
+    return code
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: What stands after `dimdata`; the program's own arguments unless given.
+
+    Returns:
+        The exit code: 0, 2 (the user can mend it), 1 (the world failed) or 130 (Ctrl-C).
+    """
+    words = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in words
+    handler = _Warnings(logging.WARNING)
+    log = logging.getLogger("dimdata")
+    log.addHandler(handler)
+    try:
+        words = [word for word in words if word != "--debug"]
+        app(args=words, prog_name="dimdata", obj=words)
+    except SystemExit as done:
+        code = done.code if isinstance(done.code, int) else 0
+        if code == INTERRUPTED:
+            output.note("Interrupted.")
+        return code
+    except Exception as error:  # the boundary: whatever happens is told in words
+        return _tell(error, debug)
+    finally:
+        log.removeHandler(handler)
+    return 0

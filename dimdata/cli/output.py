@@ -1,0 +1,162 @@
+"""What commands print: data on stdout, all else on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.table import Table
+
+QUIET_SECONDS = 5.0  # between two lines of progress where there is no terminal
+UNFOLDED = 250  # columns
+
+Report = Callable[[Mapping[str, Any]], None]
+
+
+def plain(text: object) -> str:
+    """Return text without control characters, which could otherwise steer the terminal; they are shown escaped."""
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in str(text))
+
+
+def line(text: object = "") -> None:
+    """Print data."""
+    print(plain(text), flush=True)
+
+
+def note(text: object) -> None:
+    """Print what is not data."""
+    print(plain(text), file=sys.stderr, flush=True)
+
+
+def emit_json(data: Any) -> None:
+    """Print data for machines."""
+    print(json.dumps(data, indent=2, ensure_ascii=True), flush=True)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print rows in aligned columns; numbers are set flush right."""
+    cells = [[plain(cell).replace("\n", " ") for cell in row] for row in rows]
+    right = [all(_numeric(row[i]) for row in cells) and bool(cells) for i in range(len(header))]
+    widths = [max(len(row[i]) for row in [list(header), *cells]) for i in range(len(header))]
+    for row in [list(header), *cells]:
+        padded = [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)]
+        print("  ".join(padded).rstrip(), flush=True)
+
+
+def show(made: Table) -> None:
+    """Print a table of rich; where there is no terminal, its lines are never folded."""
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else UNFOLDED
+    Console(file=sys.stdout, width=width, highlight=False, markup=False, emoji=False).print(made)
+    sys.stdout.flush()
+
+
+def facts(pairs: Mapping[str, object]) -> None:
+    """Print one fact a line; long ones continue under their beginning."""
+    width = max(len(name) for name in pairs)
+    for name, value in pairs.items():
+        first, *rest = plain(value).split("\n")
+        print(f"{name:{width}}  {first}".rstrip())
+        for more in rest:
+            print(f"{'':{width}}  {more}")
+    sys.stdout.flush()
+
+
+def _numeric(cell: str) -> bool:
+    return cell in ("", "-") or cell[0].isdigit() or cell[0] == "-"
+
+
+def duration(seconds: float) -> str:
+    """Return a time as people say it.
+
+    >>> duration(42), duration(600), duration(7260)
+    ('42 s', '10 min', '2 h 1 min')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def size(count: float) -> str:
+    """Return a number of bytes as people say it."""
+    return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
+
+
+@contextmanager
+def progress() -> Iterator[Report]:
+    """Show progress on stderr: a bar on a terminal, else a line every few seconds.
+
+    Yields:
+        A function of events {"phase", "step", "steps", "images_per_second", "eta_seconds", "losses"}. An event without
+        "steps", such as a probe, is shown as a line of its own.
+    """
+    if not sys.stderr.isatty():
+        yield _lines()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    console = Console(file=sys.stderr, highlight=False, markup=False, emoji=False)
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=20),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}", markup=False),
+        TextColumn("{task.fields[details]}", markup=False),
+    )
+    with Progress(*columns, console=console, redirect_stdout=False) as bars:
+        bar = bars.add_task("", total=1, details="", visible=False)
+
+        def show_event(event: Mapping[str, Any]) -> None:
+            if "steps" not in event:
+                note(_sentence(event))
+                return
+            bars.update(
+                bar,
+                description=plain(event["phase"]),
+                completed=event["step"],
+                total=event["steps"],
+                details=plain(_details(event)),
+                visible=True,
+            )
+
+        yield show_event
+
+
+def _lines() -> Report:
+    last = -QUIET_SECONDS
+
+    def show_event(event: Mapping[str, Any]) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if "steps" not in event:
+            note(_sentence(event))
+        elif now - last >= QUIET_SECONDS or event["step"] == event["steps"]:
+            last = now
+            note(f"{event['phase']} {event['step']}/{event['steps']}: {_details(event)}")
+
+    return show_event
+
+
+def _sentence(event: Mapping[str, Any]) -> str:
+    values = [f"{name.replace('_', ' ')} {value}" for name, value in event.items() if name not in ("phase", "step")]
+    return f"{event['phase']} at step {event.get('step', '?')}: {', '.join(values)}"
+
+
+def _details(event: Mapping[str, Any]) -> str:
+    """Return the rate, the time left and the losses of an event."""
+    parts = []
+    if event.get("images_per_second"):
+        parts.append(f"{event['images_per_second']:,.0f} images/s")
+    if event.get("eta_seconds"):
+        parts.append(f"{duration(event['eta_seconds'])} left")
+    parts += [f"{name} {value:.3g}" for name, value in event.get("losses", {}).items()]
+    return ", ".join(parts)

@@ -1,0 +1,30 @@
+"""`dimdata preview`: a grid of images, one column a class."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dimdata.cli import options, output
+
+
+def run(
+    name: options.Name,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The PNG file to write.")] = Path(
+        "preview.png"
+    ),
+    rows: Annotated[int, typer.Option("--rows", help="Images of each class.")] = 10,
+    columns: Annotated[
+        int | None, typer.Option("--columns", help="Classes shown, from the first. [default: all, 20 at most]")
+    ] = None,
+    seed: options.Seed = 0,
+) -> None:
+    """Draw a grid of images, one column a class."""
+    from dimdata import load
+    from dimdata.files import write_bytes
+    from dimdata.preview import png
+
+    write_bytes(out, png(load(name), rows=rows, columns=columns, seed=seed))
+    output.line(out)

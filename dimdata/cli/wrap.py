@@ -1,0 +1,60 @@
+"""`dimdata wrap`: a published distilled set as a generator."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dimdata.cli import options, output
+from dimdata.errors import ArgumentError
+
+
+def run(
+    images: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="An .npz file of `images` and `labels` (or `targets`, distributions)."),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="The generator's folder.")],
+    classes: Annotated[str | None, typer.Option("--classes", help="Names: cat,dog. [default: 0,1,...]")] = None,
+    dataset: Annotated[str, typer.Option("--dataset", help="The real dataset it stands for, such as cifar10.")] = "",
+    mean: Annotated[str | None, typer.Option("--mean", help="Of the real images, per channel: 0.49,0.48,0.45.")] = None,
+    std: Annotated[str | None, typer.Option("--std", help="Likewise.")] = None,
+    json: options.Json = False,
+) -> None:
+    """Make a generator of stored images: any published distilled set, or a choice of real images.
+
+    Give --mean and --std of the real images where they are known: without, those of the stored images are used.
+
+    Example: dimdata wrap images.npz ./mine --dataset cifar10
+    """
+    from dimdata.artifact import read_config, save
+    from dimdata.preview import png
+    from dimdata.wrap import wrap_npz
+
+    generator = wrap_npz(
+        images,
+        classes=None if classes is None else [name.strip() for name in classes.split(",")],
+        mean=_numbers("mean", mean),
+        std=_numbers("std", std),
+        dataset=dataset,
+    )
+    folder = save(generator, out, provenance={"wrapped": images.name}, preview=png(generator))
+    if json:
+        output.emit_json({"generator": str(folder), **read_config(folder).to_json()})
+        return
+    output.line(folder)
+    shape = "x".join(map(str, generator.spec.image_shape))
+    output.note(f"{generator.images:,} images {shape} of {generator.spec.num_classes} classes.")
+
+
+def _numbers(name: str, text: str | None) -> list[float] | None:
+    if text is None:
+        return None
+    try:
+        return [float(word) for word in text.split(",")]
+    except ValueError:
+        raise ArgumentError(
+            f"--{name} is {text!r:.80}, not a list of numbers.", "Write --mean 0.49,0.48,0.45."
+        ) from None

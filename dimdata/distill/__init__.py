@@ -1,0 +1,1 @@
+"""Distillation: from real images through a method to a generator."""

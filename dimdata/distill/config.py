@@ -1,0 +1,82 @@
+"""From a preset, a TOML file and single settings to a method's config."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dimdata.errors import ArgumentError, FormatError, NotFoundError, nearest
+from dimdata.spec import Record
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+def presets() -> dict[str, Path]:
+    """Return the packaged configurations by name."""
+    return {path.stem: path for path in sorted(PRESETS.glob("*.toml"))}
+
+
+def read_settings(source: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read a preset by name, or a TOML file by path.
+
+    Raises:
+        NotFoundError: If it is neither.
+        FormatError: If the file is no TOML.
+    """
+    path = presets().get(str(source), Path(source))
+    if not path.is_file():
+        hint = f"{nearest(str(source), presets())} Or give the path of a TOML file."
+        raise NotFoundError(f"There is no configuration {str(source)!r:.80}.", hint)
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise FormatError(f"{path} is not valid TOML: {error}.", "Mend the file.") from None
+
+
+def parse_setting(text: str) -> dict[str, Any]:
+    """Turn `a.b=value` into nested settings; the value is TOML, or text where it is not.
+
+    >>> parse_setting("network.width=48")
+    {'network': {'width': 48}}
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ArgumentError(f"{text!r:.80} is no setting.", "Write it as name=value, such as lr=0.001.")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value.strip()
+    for part in reversed(key.strip().split(".")):
+        parsed = {part.strip(): parsed}
+    return dict(parsed)
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with the entries of `over`, objects merged entry by entry."""
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def make_config(kind: type[Record], *sources: Mapping[str, Any] | Record | str | os.PathLike[str] | None) -> Record:
+    """Build a config of `kind`; later sources win over earlier ones, and all over the defaults.
+
+    Args:
+        kind: The method's `Config`.
+        sources: Configs, mappings, preset names, paths of TOML files, or none.
+    """
+    settings: dict[str, Any] = {}
+    for source in sources:
+        if source is None:
+            continue
+        if isinstance(source, Record):
+            source = source.to_json()
+        elif not isinstance(source, Mapping):
+            source = read_settings(source)
+        settings = merge(settings, source)
+    return kind.from_json(merge(kind().to_json(), settings), "config")

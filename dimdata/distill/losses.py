@@ -1,0 +1,118 @@
+"""Matching losses: how far generated images are from real ones in the eyes of a network.
+
+Every loss takes what the network says of paired batches (position i of both has the same label) and returns a scalar.
+Register another with `MATCHING.register(name)`, from any package through the entry-point group `dimdata.matching`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from dimdata.registry import Registry
+
+
+@dataclass(frozen=True)
+class View:
+    """What a network says of a batch.
+
+    Attributes:
+        logits: float32 `[B, K]`.
+        features: The input of the last linear layer, float32 `[B, D]`.
+        labels: int64 `[B]`.
+    """
+
+    logits: Tensor
+    features: Tensor
+    labels: Tensor
+
+
+MATCHING: Registry[Callable[[View, View], Tensor]] = Registry("matching loss", "dimdata.matching")
+
+
+@MATCHING.register("logit")
+def logit(real: View, fake: View) -> Tensor:
+    """Mean squared difference of log-softmax outputs, position by position (DiM, arXiv 2303.04707)."""
+    return F.mse_loss(F.log_softmax(fake.logits, 1), F.log_softmax(real.logits, 1))
+
+
+@MATCHING.register("kl")
+def kl(real: View, fake: View, temperature: float = 2.0) -> Tensor:
+    """KL divergence of softened, z-scored logits (the standardised logits of Li et al., ICASSP 2025)."""
+
+    def soft(logits: Tensor) -> Tensor:
+        centred = logits - logits.mean(1, keepdim=True)
+        return F.log_softmax(centred / (centred.std(1, keepdim=True) + 1e-6) * temperature, 1)
+
+    return F.kl_div(soft(fake.logits), soft(real.logits), log_target=True, reduction="batchmean")
+
+
+def _class_means(values: Tensor, labels: Tensor, classes: int) -> Tensor:
+    weights = F.one_hot(labels, classes).to(values.dtype)
+    return (weights.T @ values) / weights.sum(0).clamp_min(1)[:, None]
+
+
+@MATCHING.register("feature")
+def feature(real: View, fake: View) -> Tensor:
+    """Mean squared distance of class-wise feature means (Zhao and Bilen, WACV 2023), scaled by the real variance."""
+    classes = real.logits.shape[1]
+    difference = _class_means(fake.features, fake.labels, classes) - _class_means(real.features, real.labels, classes)
+    return difference.square().sum(1).mean() / (real.features.var(0).sum() + 1e-6)
+
+
+@MATCHING.register("gradient")
+def gradient(real: View, fake: View) -> Tensor:
+    """Distance of the gradients that the two batches give the last linear layer (after Zhao et al., ICLR 2021).
+
+    The gradient of cross entropy with respect to that layer has a closed form, so that no second backward pass is
+    needed: the mean over the batch of (softmax - one-hot) times the features.
+    """
+
+    def last_layer(view: View) -> Tensor:
+        error = F.softmax(view.logits, 1) - F.one_hot(view.labels, view.logits.shape[1])
+        return error.T @ view.features / len(error)
+
+    expected, given = last_layer(real), last_layer(fake)
+    return (1 - F.cosine_similarity(given, expected, dim=1, eps=1e-8)).mean()
+
+
+@MATCHING.register("label")
+def label(real: View, fake: View) -> Tensor:
+    """Cross entropy of generated images under their labels: no real image takes part. For comparison."""
+    return F.cross_entropy(fake.logits, fake.labels)
+
+
+@dataclass(frozen=True)
+class Adversarial:
+    """The two sides of an adversarial game on scores `[B]` of paired real and generated images."""
+
+    discriminator: Callable[[Tensor, Tensor], Tensor]
+    generator: Callable[[Tensor, Tensor], Tensor]
+
+
+ADVERSARIAL: Registry[Adversarial] = Registry("adversarial loss", "dimdata.adversarial")
+
+ADVERSARIAL.register("hinge")(
+    Adversarial(  # Lim and Ye, arXiv 1705.02894
+        discriminator=lambda real, fake: F.relu(1 - real).mean() + F.relu(1 + fake).mean(),
+        generator=lambda real, fake: -fake.mean(),
+    )
+)
+ADVERSARIAL.register("relativistic")(
+    Adversarial(  # Huang et al., NeurIPS 2024
+        discriminator=lambda real, fake: F.softplus(fake - real).mean(),
+        generator=lambda real, fake: F.softplus(real - fake).mean(),
+    )
+)
+
+
+def flatness(score: Tensor, moved: Tensor, distance: float) -> Tensor:
+    """Squared slope of the discriminator along a random direction, `[B]` scores at both ends, `distance` apart.
+
+    Its mean is the zero-centred gradient penalty of Mescheder et al. (ICML 2018) by finite differences; needs no
+    second backward pass, hence compiles.
+    """
+    return ((moved - score) / distance).square().mean()

@@ -1,0 +1,403 @@
+"""One loop for every method: budget, progress, metrics, grids, probes, checkpoints, resume."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+import dimdata
+from dimdata import artifact, preview
+from dimdata.distill.config import make_config
+from dimdata.distill.method import METHODS, Method, Phase
+from dimdata.engine import Engine
+from dimdata.errors import INTERRUPTED, ArgumentError, FormatError, RunError
+from dimdata.files import world_error, write_atomic
+from dimdata.real import RealData, load_real, validation_split
+from dimdata.spec import Record, require
+from dimdata.students.train import accuracy, train
+
+Progress = Callable[[dict[str, Any]], None]
+
+WARM_UP_STEPS = 3
+TIMED_STEPS = 12
+LOG_SECONDS = 2.0
+CHECKPOINT_SECONDS = 60.0
+GRIDS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Record):
+    """What a run is, kept as `run.json`; what `--resume` compares.
+
+    Attributes:
+        method: Name of the method.
+        data: The real dataset.
+        fingerprint: Digest of the training images and labels.
+        config: The whole config.
+        seed: Of all noise.
+        steps: Steps of all phases.
+        minutes: The time budget the steps were derived from, if any.
+        probes: How often a student is scored on held-out training images; these are then not distilled.
+    """
+
+    method: str
+    data: str
+    fingerprint: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    seed: int
+    steps: int
+    minutes: float | None = None
+    probes: int = 0
+
+    @classmethod
+    def label(cls) -> str:
+        """The name of this record in messages."""
+        return "run"
+
+    def check(self) -> None:
+        """Refuse values out of range; see `Record.check`."""
+        require(self.steps >= 1, f"run.steps is {self.steps}; 1 or more is needed.")
+
+
+def distill(
+    data: str | os.PathLike[str] | RealData,
+    *,
+    out: str | os.PathLike[str],
+    method: str = "dim",
+    config: Mapping[str, Any] | Record | str | os.PathLike[str] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    minutes: float | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    precision: str = "auto",
+    compile: str = "auto",
+    resume: bool = False,
+    root: str | os.PathLike[str] | None = None,
+    probes: int = 0,
+    progress: Progress | None = None,
+    command: str = "",
+) -> Path:
+    """Distil real images into a generator.
+
+    Args:
+        data: A dataset's name, an image folder, an `.npz` file, or `RealData`.
+        out: The run's folder; the finished generator lies in its `generator/`.
+        method: Name of the method.
+        config: A preset, a TOML file, or values; see the method's `Config`.
+        settings: Values that win over `config`.
+        minutes: Time budget; the number of steps that fits is measured after a warm-up and recorded.
+        steps: Step budget, instead.
+        seed: Equal seeds give equal generators on an equal machine.
+        device: See `Engine.of`.
+        precision: See `Engine.of`.
+        compile: See `Engine.of`.
+        resume: Go on with the run in `out`.
+        root: Where real datasets are stored.
+        probes: Score a student on held-out training images that many times on the way.
+        progress: Called with {phase, step, steps, images_per_second, eta_seconds, losses} every two seconds.
+        command: What was typed, for the generator's provenance.
+
+    Returns:
+        The folder of the finished generator.
+
+    Raises:
+        RunError: If `out` holds another run, there is none to resume, or the run was interrupted (exit code 130; a
+            checkpoint has then been written).
+        DimdataError: Whatever is wrong with the data, the config, the device or the disk.
+    """
+    if minutes is not None and steps is not None:
+        raise ArgumentError("Both minutes and steps were given.", "Give one of them.")
+    if minutes is not None and not minutes > 0:
+        raise ArgumentError(f"minutes is {minutes}.", "Give a positive number.")
+    if steps is not None and steps < 1:
+        raise ArgumentError(f"steps is {steps}.", "Give 1 or more.")
+    if not 0 <= probes <= 1000:
+        raise ArgumentError(f"probes is {probes}.", "Give 0 to 1000.")
+    folder = Path(out)
+    kind = METHODS[method]
+    chosen = make_config(kind.Config, config, settings)
+    engine = Engine.of(device, precision, compile)
+    old = _existing(folder, resume)
+    real = data if isinstance(data, RealData) else load_real(data, root=root)
+    if probes:
+        real = validation_split(real)
+    plan = Plan(
+        method=method,
+        data=real.name,
+        fingerprint=real.fingerprint,
+        config=chosen.to_json(),
+        seed=seed,
+        steps=steps or (old.steps if old else kind.default_steps(chosen)),
+        minutes=minutes if minutes or steps else old.minutes if old else None,
+        probes=probes,
+    )
+    if old:
+        _compare(old, plan)
+    run = Run(folder, plan, kind(chosen, real, engine, seed, plan.steps), progress, command)
+    done = run.restore() if old else 0
+    if minutes is not None:
+        run.plan_minutes(minutes, done)
+    elif done > plan.steps:
+        raise RunError(f"The run has taken {done} steps, more than the {plan.steps} asked for.", "Ask for more.")
+    return run.go(done)
+
+
+def _existing(folder: Path, resume: bool) -> Plan | None:
+    path = folder / "run.json"
+    if not resume:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise RunError(f"{folder} exists and is not empty.", "Add --resume to go on with it, or choose another.")
+        return None
+    if not (folder / "checkpoint.safetensors").is_file():
+        if path.is_file():  # stopped before its first checkpoint: begins anew under the same plan
+            return None
+        raise RunError(f"There is no run to resume in {folder}.", "Leave out --resume, or name the run's folder.")
+    try:
+        return Plan.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        if isinstance(error, FormatError):
+            raise
+        raise RunError(f"{path} cannot be read: {error}.", "Start the run again in another folder.") from None
+
+
+def _flat(prefix: str, value: Any) -> dict[str, Any]:
+    if isinstance(value, Mapping):
+        return {k: v for key, item in value.items() for k, v in _flat(f"{prefix}.{key}".strip("."), item).items()}
+    return {prefix: value}
+
+
+def _compare(old: Plan, new: Plan) -> None:
+    """Refuse a resumed run that differs in more than budget and machine."""
+    budget = ("steps", "minutes")
+    ours, theirs = (
+        {key: value for key, value in _flat("", plan.to_json()).items() if key not in budget} for plan in (old, new)
+    )
+    differing = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key))
+    changed = [f"{key}: {ours.get(key)} -> {theirs.get(key)}" for key in differing]
+    if changed:
+        shown = "; ".join(changed[:8]) + (f"; and {len(changed) - 8} more" if len(changed) > 8 else "")
+        raise RunError(f"The run was begun otherwise ({shown}).", "Resume it as it was begun, or start another.")
+
+
+class Run:
+    """A distillation in a folder.
+
+    Args:
+        folder: Where everything is written.
+        plan: What the run is.
+        method: The algorithm, freshly made.
+        progress: See `distill`.
+        command: See `distill`.
+    """
+
+    def __init__(self, folder: Path, plan: Plan, method: Method, progress: Progress | None, command: str) -> None:
+        self.folder, self.plan, self.method = folder, plan, method
+        self.progress = progress or (lambda event: None)
+        self.command = command
+        self.seconds = 0.0  # of training, over all sittings
+        self.stop = False
+
+    # --- what lies in the folder -------------------------------------------------------------------------------
+
+    def checkpoint(self, done: int) -> None:
+        """Write everything needed to go on from step `done`, atomically."""
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.method.state_dict().items()}
+        meta = json.dumps({"done": done, "seconds": round(self.seconds, 1)})
+        write_atomic(self.folder / "run.json", json.dumps(self.plan.to_json(), indent=1).encode() + b"\n")
+        write_atomic(self.folder / "checkpoint.safetensors", save(tensors, {"dimdata": meta}))
+
+    def restore(self) -> int:
+        """Load the checkpoint; return how many steps are done."""
+        path = self.folder / "checkpoint.safetensors"
+        try:
+            with safe_open(path, "pt") as file:
+                meta = json.loads((file.metadata() or {})["dimdata"])
+            self.method.load_state_dict(load_file(path, device=str(self.method.engine.device)))
+        except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0][:200]
+            raise RunError(f"{path} cannot be read: {reason}.", "Start the run again in another folder.") from None
+        self.seconds = float(meta["seconds"])
+        done = int(meta["done"])
+        self._forget_metrics(done)
+        return done
+
+    def _forget_metrics(self, done: int) -> None:
+        """Drop metrics of steps after the checkpoint, which will be taken again."""
+        path = self.folder / "metrics.jsonl"
+        if path.is_file():
+            kept = []
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    if json.loads(line)["step"] <= done:
+                        kept.append(line)
+                except (ValueError, KeyError):
+                    continue  # cut off in the middle when the process died
+            write_atomic(path, "".join(f"{line}\n" for line in kept).encode())
+
+    def _record(self, event: dict[str, Any]) -> None:
+        path = self.folder / "metrics.jsonl"
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(event) + "\n")
+        except OSError as error:
+            raise world_error(error, f"Writing {path}") from error
+
+    # --- time ---------------------------------------------------------------------------------------------------
+
+    def plan_minutes(self, minutes: float, done: int) -> None:
+        """Find the number of steps that fits the time left, and leave the method as it was."""
+        before = {name: tensor.detach().clone() for name, tensor in self.method.state_dict().items()}
+        self.method.steps = 10_000
+        phases = self.method.phases()
+        cost = 0.0
+        for phase in phases:
+            for step in range(WARM_UP_STEPS):
+                phase.step(step)
+            start = time.perf_counter()
+            for step in range(TIMED_STEPS):
+                losses = phase.step(WARM_UP_STEPS + step)
+            _synchronize(losses)
+            cost += (time.perf_counter() - start) / TIMED_STEPS * phase.steps / self.method.steps
+        self.method.load_state_dict(before)
+        left = minutes * 60 - self.seconds
+        steps = max(done, len(phases), done + int(left / cost))
+        self.plan = Plan.from_json(self.plan.to_json() | {"steps": steps, "minutes": minutes})
+        self.method.steps = steps
+
+    # --- the loop -----------------------------------------------------------------------------------------------
+
+    def go(self, done: int) -> Path:
+        """Take the steps that are left and write the generator."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not done:
+            write_atomic(self.folder / "run.json", json.dumps(self.plan.to_json(), indent=1).encode() + b"\n")
+        with self._interruptible():
+            first = 0
+            for phase in self.method.phases():
+                if done < first + phase.steps:
+                    self._phase(phase, first, done - first if done > first else 0)
+                    done = first + phase.steps
+                first += phase.steps
+            self.checkpoint(done)
+        return self._finish(done)
+
+    def _phase(self, phase: Phase, first: int, begin: int) -> None:
+        clock = saved = logged = time.perf_counter()
+        logged_step = begin
+        marks = {round(k * self.plan.steps / GRIDS) for k in range(1, GRIDS + 1)}
+        probes = {round(k * self.plan.steps / self.plan.probes) for k in range(1, self.plan.probes + 1)}
+        for step in range(begin, phase.steps):
+            losses = phase.step(step)
+            done = first + step + 1
+            now = time.perf_counter()
+            if now - logged >= LOG_SECONDS or step + 1 == phase.steps or self.stop:
+                values = {name: round(float(value), 5) for name, value in losses.items()}
+                now = time.perf_counter()
+                self.seconds += now - clock
+                clock = now
+                rate = (step + 1 - logged_step) / max(now - logged, 1e-9)
+                logged, logged_step = now, step + 1
+                event = {
+                    "phase": phase.name,
+                    "step": done,
+                    "steps": self.plan.steps,
+                    "seconds": round(self.seconds, 1),
+                    "images_per_second": round(rate * phase.images, 1),
+                    "eta_seconds": round((self.plan.steps - done) / rate, 1),
+                    "losses": values,
+                }
+                self._record(event)
+                self.progress(event)
+                self._check_finite(values, done)
+            if self.stop:
+                self.checkpoint(done)
+                raise RunError(
+                    f"Stopped at step {done} of {self.plan.steps}; the checkpoint is in {self.folder}.",
+                    "Go on with the same command and --resume.",
+                    INTERRUPTED,
+                )
+            if done in marks:
+                grids = self.folder / "grids"
+                grids.mkdir(exist_ok=True)
+                write_atomic(grids / f"step-{done:07d}.png", preview.png(self.method.generator()))
+            if done in probes:
+                self._probe(done)
+            if now - saved >= CHECKPOINT_SECONDS:
+                self.checkpoint(done)
+                saved = time.perf_counter()
+
+    def _check_finite(self, values: Mapping[str, float], done: int) -> None:
+        broken = [name for name, value in values.items() if value != value or value in (float("inf"), float("-inf"))]
+        if broken:
+            raise RunError(
+                f"The loss {broken[0]!r} is not finite at step {done}.",
+                "Lower the learning rate (--set lr=...); the last checkpoint is from before.",
+            )
+
+    def _probe(self, done: int) -> None:
+        """Score a student on the held-out part of the training images."""
+        real = self.method.real
+        assert real.test is not None
+        result = train("convnet3-w32", self.method.generator(), ipc=10, engine=self.method.engine, limit_steps=500)
+        score = accuracy(
+            result.network, real.test.images, real.test.labels, real.mean, real.std, engine=self.method.engine
+        )
+        event = {"phase": "probe", "step": done, "validation_accuracy": round(100 * score, 2)}
+        self._record(event)
+        self.progress(event)
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Let Ctrl-C and SIGTERM end the run after the step under way; a second Ctrl-C ends it at once."""
+
+        def ask(number: int, frame: FrameType | None) -> None:
+            if self.stop:
+                raise KeyboardInterrupt
+            self.stop = True
+
+        try:
+            old = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not the main thread, which alone may set handlers
+            yield
+            return
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+    def _finish(self, done: int) -> Path:
+        generator = self.method.generator()
+        real, phases = self.method.real, self.method.phases()
+        provenance = {
+            "dimdata": dimdata.__version__,
+            "command": self.command,
+            "plan": self.plan.to_json(),
+            "data": {"name": real.name, "images": len(real.train.labels), "fingerprint": real.fingerprint},
+            "minutes": round(self.seconds / 60, 1),
+            "real_images_consumed": sum(phase.steps * phase.images for phase in phases),
+            "phases": {phase.name: phase.steps for phase in phases},
+            "machine": self.method.engine.describe(),
+        }
+        return artifact.save(
+            generator, self.folder / "generator", provenance=provenance, preview=preview.png(generator)
+        )
+
+
+def _synchronize(losses: Mapping[str, Tensor]) -> None:
+    """Wait until the device has computed what was asked of it."""
+    for value in losses.values():
+        value.item()

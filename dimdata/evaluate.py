@@ -1,0 +1,245 @@
+"""How good is a generator? Students are trained on it and on real images, and scored on real test images."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from dimdata import artifact
+from dimdata.cells import BASELINES, SEEDS, Cell, Seeds, in_steps, plan, real_images
+from dimdata.engine import Engine
+from dimdata.errors import DataError
+from dimdata.generators.base import Generator
+from dimdata.protocols import protocol as find_protocol
+from dimdata.real import RealData, Split, distinct_real, load_real
+from dimdata.recipe import Recipe
+from dimdata.scores import Results, Row, Score, aggregate, digest
+from dimdata.students import find_student
+from dimdata.students.train import accuracy, train
+
+
+def evaluate(
+    source: str | Path | Generator,
+    *,
+    ipc: int | Sequence[int] | None = None,
+    students: str | Sequence[str] = ("convnet3",),
+    draws: str | Sequence[str] = ("fresh",),
+    seeds: Seeds | Mapping[int, Seeds] = SEEDS,
+    real: str | RealData | None = None,
+    recipe: Recipe | None = None,
+    epochs: int | None = None,
+    protocol: str = "dimdata",
+    baselines: Sequence[str] = BASELINES,
+    engine: Engine | None = None,
+    output: str | Path | None = None,
+    on_row: Callable[[Row], None] | None = None,
+) -> list[Score]:
+    """Train students on a generator, and on real images at the same budget, and score them on real test images.
+
+    Scores are those of the last epoch, in `eval()` mode. Every finished student is a row of `output` at once; a call
+    with the same file goes on where an earlier one ended.
+
+    Args:
+        source: A generator, or its name, folder or Hub repo.
+        ipc: Images per class, one or more; 1, 10 and 50 unless given, or all there are where they are stored.
+        students: Names of students.
+        draws: `fresh`, `fixed`, or both. Stored images are the same at every epoch, so their draw is always fixed.
+        seeds: How many (3 means seeds 0, 1, 2), or which; or either by images per class, as in {50: 1}, with 3
+            elsewhere.
+        real: The real dataset, or its name. Without, the test images are the generator's hold-out, and there are no
+            baselines.
+        recipe: Followed instead of the generator's own.
+        epochs: Passes over the draw instead of the recipe's. A fresh draw of other than 1,000 epochs is reported by
+            its number of images, not as so many images per class.
+        protocol: `dimdata` or `dim-paper`; see `dimdata.protocols`.
+        baselines: Of real images, at the same student, recipe and steps: `random` (the same number an epoch,
+            throughout), `distinct` (the same number of distinct ones as a fresh draw shows: the practical ceiling),
+            `all` there are.
+        engine: Where to compute.
+        output: A file of JSON lines.
+        on_row: Called with each row, old or new, as it is known.
+
+    Returns:
+        One score for each (student, budget, draw), and one for each baseline.
+
+    Raises:
+        ArgumentError: If an argument is out of range, or the recipe counts steps and `epochs` is given.
+        NotFoundError: If a generator, student, protocol or dataset is unknown.
+        DataError: If the real data does not fit the generator, or there are no test images.
+    """
+    generator = source if isinstance(source, Generator) else artifact.load(source)
+    real = load_real(real) if isinstance(real, str) else real
+    names = (students,) if isinstance(students, str) else tuple(students)
+    for name in names:
+        find_student(name)
+    rule = find_protocol(protocol)
+    cells = plan(
+        generator,
+        ipc=ipc,
+        students=names,
+        draws=draws,
+        seeds=seeds,
+        recipe=recipe,
+        epochs=epochs,
+        protocol=rule,
+        baselines=() if real is None else baselines,
+    )
+    run = _Run(generator, real, source, protocol, engine or Engine.of())
+    results = Results(output)
+    rows = {}
+    for cell in cells:
+        row = run.row(cell, results)
+        rows[row.key] = row
+        if on_row is not None:
+            on_row(row)
+    return aggregate(rows.values())
+
+
+class _Run:
+    """What the cells of one evaluation share."""
+
+    def __init__(
+        self,
+        generator: Generator,
+        real: RealData | None,
+        source: str | Path | Generator,
+        protocol: str,
+        engine: Engine,
+    ) -> None:
+        self.generator = generator
+        self.real = real
+        self.there = 0 if real is None else len(real.train)
+        self.protocol = protocol
+        self.engine = engine
+        self.test, self.test_text = _test(generator, real, source)
+        self.fingerprint = _fingerprint(generator)
+        self.test_fingerprint = _tensor_digest(self.test.images, self.test.labels)
+
+    def row(self, cell: Cell, results: Results) -> Row:
+        """Return the row of a cell, computed if it is not there yet."""
+        key = self.key(cell)
+        row = results.find(key)
+        if row is None:
+            row = self._same_as_distinct(cell, key, results) or self.compute(cell, key)
+            results.add(row)
+        return row
+
+    def source(self, cell: Cell) -> str:
+        """Return the digest of what the student of a cell is trained on."""
+        if cell.what == "generator":
+            return self.fingerprint
+        assert self.real is not None
+        return self.real.fingerprint
+
+    def budget(self, cell: Cell) -> str:
+        """Return the digest of the images of an epoch and the recipe with its tensors."""
+        tensors = {name: _tensor_digest(tensor) for name, tensor in self.generator.recipe_tensors.items()}
+        used = {name: tensors.get(name) for name in cell.recipe.tensors}
+        return digest([cell.images, cell.leg_images, cell.recipe.to_json(), used])
+
+    def key(self, cell: Cell) -> str:
+        """Return the digest of all that determines a row, but for the machine."""
+        trained_on = [cell.what, self.source(cell), cell.draw, self.budget(cell)]
+        return digest([*trained_on, cell.student, cell.seed, self.test_fingerprint])
+
+    def _same_as_distinct(self, cell: Cell, key: str, results: Results) -> Row | None:
+        """Return the row of the `distinct` baseline for `all`, where that already took all real images."""
+        twin = dataclasses.replace(cell, what="distinct", draw="fresh")
+        if cell.what != "all" or real_images(twin, self.there) < self.there:
+            return None
+        row = results.find(self.key(twin))
+        return None if row is None else dataclasses.replace(row, key=key, what="all", draw=cell.draw)
+
+    def compute(self, cell: Cell, key: str) -> Row:
+        """Train and score the student of a cell."""
+        generator, ipc, recipe = self._material(cell)
+        spec = self.generator.spec
+        result = train(
+            cell.student, generator, ipc=ipc, recipe=recipe, seed=cell.seed, draw=cell.draw, engine=self.engine
+        )
+        right = accuracy(result.network, self.test.images, self.test.labels, spec.mean, spec.std, self.engine)
+        counted = [leg.epochs for leg in recipe.legs if leg.epochs is not None]
+        return Row(
+            key=key,
+            what=cell.what,
+            name=(self.generator.name or spec.method) if cell.what == "generator" else spec.dataset,
+            source=self.source(cell),
+            dataset=spec.dataset,
+            test=self.test_text,
+            student=cell.student,
+            ipc=cell.ipc,
+            images=cell.images,
+            draw=cell.draw,
+            protocol=self.protocol,
+            recipe=recipe.describe(),
+            budget=self.budget(cell),
+            epochs=sum(counted) if len(counted) == len(recipe.legs) else None,
+            seed=cell.seed,
+            accuracy=round(100 * right, 2),
+            steps=result.steps,
+            images_seen=result.images_drawn,
+            distinct=result.distinct_images,
+            stored_bytes=generator.nbytes,
+            seconds=round(result.seconds, 2),
+            engine=self.engine.describe(),
+        )
+
+    def _material(self, cell: Cell) -> tuple[Generator, int | None, Recipe]:
+        """Return what the student of a cell is trained on, its images per class (none = all), and the recipe."""
+        if cell.what == "generator":
+            return self.generator, cell.ipc, cell.recipe
+        assert self.real is not None
+        recipe = in_steps(cell)
+        table = distinct_real(self.real, real_images(cell, self.there), cell.seed, recipe)
+        table.recipe_tensors = {name: self.generator.recipe_tensors[name] for name in recipe.tensors}
+        return table, None, recipe
+
+
+def _test(generator: Generator, real: RealData | None, source: str | Path | Generator) -> tuple[Split, str]:
+    """Return the test images and what rows call them."""
+    spec = generator.spec
+    hint = f"Evaluate it on {spec.dataset or 'the dataset it was distilled from'}."
+    if real is None:
+        test = _holdout(generator, source)
+        return test, f"hold-out ({len(test):,})"
+    if real.test is None:
+        raise DataError(f"{real.name} has no test images.", "Add some; scores are those of images held out.")
+    if real.num_classes != spec.num_classes:
+        raise DataError(f"{real.name} has {real.num_classes} classes, the generator {spec.num_classes}.", hint)
+    if real.image_shape != spec.image_shape:
+        raise DataError(
+            f"Images of {real.name} have the shape {real.image_shape}; the generator draws {spec.image_shape}.", hint
+        )
+    return real.test, f"{real.name} test ({len(real.test):,})"
+
+
+def _holdout(generator: Generator, source: str | Path | Generator) -> Split:
+    """Return the real test images that came with a generator."""
+    found = None
+    if not isinstance(source, Generator):
+        found = artifact.holdout(artifact.resolve(source))
+    elif source.name:
+        found = artifact.holdout(artifact.resolve(source.name, revision=source.revision))
+    if found is None:
+        raise DataError(
+            f"{generator.name or 'This generator'} comes without test images.",
+            f"Name the real dataset, such as real={generator.spec.dataset or 'mnist'!r}.",
+        )
+    return Split(*found, generator.spec.num_classes)
+
+
+def _fingerprint(generator: Generator) -> str:
+    tensors = {name: _tensor_digest(tensor) for name, tensor in sorted(generator.stored().items())}
+    return digest([generator.spec.to_json(), tensors])
+
+
+def _tensor_digest(*tensors: Tensor) -> str:
+    found = hashlib.blake2b(digest_size=16)
+    for tensor in tensors:
+        found.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        found.update(tensor.cpu().contiguous().numpy().data)
+    return found.hexdigest()

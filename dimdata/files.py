@@ -1,0 +1,173 @@
+"""Files and folders: whole or not at all when written, bounded when read; JSON by the letter."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dimdata.errors import FormatError, WorldError
+
+CONFIG, MODEL, CARD, PREVIEW, HOLDOUT = FILES = (  # of a generator's folder
+    "config.json",
+    "model.safetensors",
+    "README.md",
+    "preview.png",
+    "holdout.safetensors",
+)
+
+MAX_JSON = 4 * 2**20  # bytes of config.json, and of a safetensors header
+MAX_DEPTH = 64
+MAX_DIGITS = 20
+
+
+def world_error(error: OSError, what: str) -> WorldError:
+    """Return our error for one of the operating system; `what` says what was being done."""
+    return WorldError(f"{what} failed: {error.strerror or error}.", "Check the disk's space and the permissions.")
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file so that a killed process leaves the old or the new content.
+
+    Raises:
+        WorldError: If the disk is full or the place cannot be written; the old content stays.
+    """
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        try:
+            _write(part, data)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise world_error(error, f"Writing {path}") from error
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _displaced(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old")
+
+
+def settled(folder: Path) -> Path:
+    """Return where the content of `folder` is: beside it, if a process was killed while it replaced the folder."""
+    old = _displaced(folder)
+    return old if not folder.exists() and old.is_dir() else folder
+
+
+def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write a folder of files so that a killed process leaves the old or the new folder, as `settled` finds it.
+
+    Raises:
+        WorldError: If the disk is full or the place cannot be written; the old folder stays.
+    """
+    part, old = folder.with_name(f".{folder.name}.{os.getpid()}.part"), _displaced(folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(part, ignore_errors=True)  # of a dead process that had our number
+        try:
+            part.mkdir()
+            for name, data in files.items():
+                _write(part / name, data)
+            if folder.exists():
+                shutil.rmtree(old, ignore_errors=True)
+                folder.rename(old)
+            part.rename(folder)
+        except BaseException:
+            if old.is_dir() and not folder.exists():
+                old.rename(folder)
+            raise
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise world_error(error, f"Writing the folder {folder}") from error
+
+
+def read_bytes(path: Path, limit: int) -> bytes:
+    """Read a regular file of at most `limit` bytes.
+
+    Raises:
+        FormatError: If it is missing, no regular file, or longer.
+        WorldError: If it cannot be read.
+    """
+    require_file(path)
+    try:
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+    except OSError as error:
+        raise world_error(error, f"Reading {path}") from error
+    if len(data) > limit:
+        raise FormatError(f"{path} is longer than {limit:,} bytes.")
+    return data
+
+
+def require_file(path: Path) -> None:
+    """Raise `FormatError` unless `path` is a regular file; a pipe or a device would block or never end."""
+    if not path.is_file():
+        raise FormatError(f"{path.parent} has no file {path.name}.", "Load or download the whole generator again.")
+
+
+def _strict_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError("a key occurs twice")
+    return result
+
+
+def _strict_int(text: str) -> int:
+    if len(text) > MAX_DIGITS:
+        raise ValueError("a number is too long")
+    return int(text)
+
+
+def _strict_float(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError("a number is too large")
+    return number
+
+
+def _no_constant(text: str) -> None:
+    raise ValueError(f"{text} is not a number")
+
+
+def strict_json(data: bytes, where: str) -> dict[str, Any]:
+    """Read a JSON object: no NaN, no infinity, no key twice, no lone surrogate, numbers and nesting bounded.
+
+    Raises:
+        FormatError: If `data` is anything else; `where` names it.
+    """
+    try:
+        parsed = json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=_strict_object,
+            parse_int=_strict_int,
+            parse_float=_strict_float,
+            parse_constant=_no_constant,
+        )
+        level: list[Any] = [parsed]
+        for _ in range(MAX_DEPTH):
+            parts = [[*part.items()] if isinstance(part, dict) else part for part in level]
+            level = [item for part in parts if isinstance(part, list | tuple) for item in part]
+            for text in parts:
+                if isinstance(text, str) and not text.isascii():
+                    text.encode("utf-8")
+        if level:
+            raise RecursionError
+    except RecursionError as error:
+        raise FormatError(f"{where} is nested too deeply.") from error
+    except ValueError as error:  # decoding errors included
+        raise FormatError(f"{where} is not valid JSON: {error!s:.80}.") from error
+    if not isinstance(parsed, dict):
+        raise FormatError(f"{where} is not a JSON object.")
+    return parsed

@@ -1,0 +1,1 @@
+"""Generators on the Hugging Face Hub."""

@@ -1,0 +1,83 @@
+"""A grid of draws, one column a class: what a generator looks like at a glance."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dimdata import latents
+from dimdata.errors import ArgumentError
+from dimdata.generators.base import Generator
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+MAX_COLUMNS = 20
+WIDTH = 600  # pixels that small images are enlarged to, about
+_GAP = 2
+
+
+def grid(generator: Generator, rows: int = 10, columns: int | None = None, seed: int = 0) -> Image:
+    """Draw a grid: column k shows class k.
+
+    Args:
+        generator: What to draw from. Stored images are shown from the first; classes with fewer leave cells blank.
+        rows: Images of each class.
+        columns: Classes shown, from the first; all of them, 20 at most, unless given.
+        seed: Of the draw.
+
+    Returns:
+        An RGB or grey PIL image; values outside [0, 1] are clipped.
+
+    Raises:
+        ArgumentError: If there would be nothing to show, or more than the classes there are.
+    """
+    from torchvision.utils import make_grid
+
+    classes = generator.spec.num_classes
+    columns = min(classes, MAX_COLUMNS) if columns is None else columns
+    if not 1 <= columns <= classes:
+        raise ArgumentError(f"{columns} classes were asked for; there are {classes}.", f"Use 1 to {classes} columns.")
+    if rows < 1:
+        raise ArgumentError(f"{rows} rows were asked for.", "Use 1 or more.")
+    index = _cells(generator, rows, columns)
+    rows = len(index) // columns
+    shown = index >= 0
+    drawn = index[shown].to(generator.device)
+    images = generator.draw(latents.latents(seed, 0, drawn, generator.spec.latent), drawn)[0].cpu().clamp(0, 1)
+    images = images[:, :3] if images.shape[1] >= 3 else images[:, :1]
+    cells = torch.ones(len(index), *images.shape[1:])
+    cells[shown] = images
+    factor = max(1, round(WIDTH / (columns * (cells.shape[3] + _GAP))))
+    cells = F.interpolate(cells, scale_factor=factor, mode="nearest")
+    return _image(make_grid(cells, nrow=columns, padding=_GAP, pad_value=1.0), grey=images.shape[1] == 1)
+
+
+def png(generator: Generator, rows: int = 10, columns: int | None = None, seed: int = 0) -> bytes:
+    """Return `grid` as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    grid(generator, rows, columns, seed).save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def _cells(generator: Generator, rows: int, columns: int) -> Tensor:
+    """Return the index shown in each cell, row by row, int64 `[rows * columns]`; -1 for a blank one."""
+    classes = generator.spec.num_classes
+    if generator.images is None:
+        return torch.arange(rows * classes).view(rows, classes)[:, :columns].flatten()
+    labels = generator.labels(torch.arange(generator.images, device=generator.device)).cpu()
+    own = [(labels == label).nonzero().flatten()[:rows] for label in range(columns)]
+    cells = torch.full((max(1, *(len(index) for index in own)), columns), -1)
+    for column, index in enumerate(own):
+        cells[: len(index), column] = index
+    return cells.flatten()
+
+
+def _image(picture: Tensor, grey: bool) -> Image:
+    from torchvision.transforms.functional import to_pil_image
+
+    return to_pil_image(picture[:1] if grey else picture)

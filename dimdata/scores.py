@@ -1,0 +1,281 @@
+"""What an evaluation found: one row a trained student, in JSON lines; one score over the seeds, for people."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from dimdata.errors import DimdataError, FormatError
+from dimdata.files import world_error
+from dimdata.protocols import CLAIM_EPOCHS
+from dimdata.spec import Record, canonical_json, require
+
+What = Literal["generator", "random", "distinct", "all"]
+
+_HEAD = b'{"key": "'  # how every line begins
+SHIPPED = Path(__file__).parent / "zoo" / "baselines.jsonl"  # real-image baselines that come with the package
+
+
+def digest(data: Any) -> str:
+    """Return 128 bits of a hash over the canonical JSON of `data`."""
+    return hashlib.blake2b(canonical_json(data).encode(), digest_size=16).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row(Record):
+    """One student, trained and scored.
+
+    Attributes:
+        key: Digest of all that determines the row; a row of this key is never computed again.
+        what: `generator`, or a baseline of real images: `random` (as many as an epoch has, the same throughout),
+            `distinct` (as many as the generator showed altogether: the practical ceiling), `all` there are.
+        name: The generator, or the dataset of a baseline.
+        source: Digest of the generator, or of the real data.
+        dataset: The real dataset.
+        test: The test images and their number.
+        student: Name of the student.
+        ipc: Images per class and epoch; none where classes are unequal.
+        images: Images of an epoch of the generator; the budget that a baseline is measured at.
+        draw: `fresh` or `fixed`.
+        protocol: The protocol.
+        recipe: The recipe followed, in one line.
+        budget: Digest of the images of an epoch and the generator's recipe; baselines are compared at equal budgets.
+        epochs: Passes over the draw; none where the recipe counts steps.
+        seed: Of the student, the draw and the choice of real images.
+        accuracy: Percent right at the last epoch.
+        steps: Optimiser steps.
+        images_seen: Images shown to the student, repeats included.
+        distinct: Distinct images among them.
+        stored_bytes: Bytes of the stored tensors.
+        seconds: Wall time of training.
+        engine: Device, precision and versions.
+    """
+
+    key: str
+    what: What
+    name: str
+    source: str
+    dataset: str
+    test: str
+    student: str
+    ipc: int | None
+    images: int
+    draw: Literal["fresh", "fixed"]
+    protocol: str
+    recipe: str
+    budget: str
+    epochs: int | None
+    seed: int
+    accuracy: float
+    steps: int
+    images_seen: int
+    distinct: int
+    stored_bytes: int
+    seconds: float
+    engine: Mapping[str, Any] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """See `Record.check`."""
+        require(0 <= self.accuracy <= 100, f"row.accuracy is {self.accuracy}; it is a percentage.")
+
+    @property
+    def ipc_claim(self) -> bool:
+        """Whether the figure may be called one of `ipc` images per class."""
+        if self.what in ("distinct", "all") or self.ipc is None:
+            return False
+        return self.draw == "fixed" or self.images_seen == CLAIM_EPOCHS * self.images
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score(Record):
+    """Rows that differ by their seed only, taken together; fields not named here are those of `Row`.
+
+    Attributes:
+        ipc_claim: Whether this is a figure at `ipc` images per class; otherwise it is one at `images_seen` images.
+        mean: Mean accuracy, in percent.
+        std: Sample standard deviation; none for one seed.
+        seeds: The seeds.
+        accuracies: The accuracy of each seed.
+        seconds: Wall time of training one student, on average.
+        baselines: Mean accuracy of each baseline at this budget.
+    """
+
+    what: What
+    name: str
+    dataset: str
+    test: str
+    student: str
+    ipc: int | None
+    images: int
+    ipc_claim: bool
+    draw: Literal["fresh", "fixed"]
+    protocol: str
+    recipe: str
+    epochs: int | None
+    mean: float
+    std: float | None
+    seeds: tuple[int, ...]
+    accuracies: tuple[float, ...]
+    steps: int
+    images_seen: int
+    distinct: int
+    stored_bytes: int
+    seconds: float
+    baselines: Mapping[str, float] = field(default_factory=dict)
+
+    def check(self) -> None:
+        """See `Record.check`."""
+        for name, value in self.baselines.items():
+            number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 100
+            require(number, f"score.baselines.{name} is {value!r:.40}; it is a percentage.")
+
+    @property
+    def share(self) -> float | None:
+        """Percent of the practical ceiling that a fresh draw reaches; none where that was not measured."""
+        ceiling = self.baselines.get("distinct")
+        if self.what != "generator" or self.draw != "fresh" or not ceiling:
+            return None
+        return 100 * self.mean / ceiling
+
+    @property
+    def budget_text(self) -> str:
+        """The budget in a few words: an IPC claim only where it holds."""
+        return f"IPC {self.ipc}" if self.ipc_claim else f"{self.images_seen:,} images"
+
+
+def aggregate(rows: Iterable[Row]) -> list[Score]:
+    """Take rows together over their seeds, in order of appearance; baselines come along with the scores they bound."""
+    groups: dict[tuple[Any, ...], dict[int, Row]] = {}
+    for row in rows:
+        group = (row.what, row.source, row.student, row.draw, row.budget, row.test)
+        groups.setdefault(group, {})[row.seed] = row
+    means = {
+        (row.what, row.dataset, row.student, row.budget, row.test): _mean(group)
+        for group in groups.values()
+        for row in group.values()
+        if row.what != "generator"
+    }
+    return [_score(group, means) for group in groups.values()]
+
+
+def _mean(group: Mapping[int, Row]) -> float:
+    return round(statistics.fmean(row.accuracy for row in group.values()), 2)
+
+
+def _score(group: Mapping[int, Row], means: Mapping[tuple[Any, ...], float]) -> Score:
+    seeds = sorted(group)
+    first = group[seeds[0]]
+    accuracies = tuple(group[seed].accuracy for seed in seeds)
+    baselines = {}
+    if first.what == "generator":
+        at = (first.dataset, first.student, first.budget, first.test)
+        # A fixed draw shows few images, which `random` equals; the ceiling is that of the fresh draw only.
+        bounds = ("random", "distinct", "all") if first.draw == "fresh" else ("random", "all")
+        baselines = {what: means[what, *at] for what in bounds if (what, *at) in means}
+    return Score(
+        what=first.what,
+        name=first.name,
+        dataset=first.dataset,
+        test=first.test,
+        student=first.student,
+        ipc=first.ipc,
+        images=first.images,
+        ipc_claim=first.ipc_claim,
+        draw=first.draw,
+        protocol=first.protocol,
+        recipe=first.recipe,
+        epochs=first.epochs,
+        mean=_mean(group),
+        std=round(statistics.stdev(accuracies), 2) if len(accuracies) > 1 else None,
+        seeds=tuple(seeds),
+        accuracies=accuracies,
+        steps=first.steps,
+        images_seen=first.images_seen,
+        distinct=first.distinct,
+        stored_bytes=first.stored_bytes,
+        seconds=round(statistics.fmean(row.seconds for row in group.values()), 1),
+        baselines=baselines,
+    )
+
+
+class Results:
+    """Rows by key, kept in a file of JSON lines as they come.
+
+    A last line that was cut off while it was written does not count, and gives way to the next row.
+
+    Args:
+        path: The file; made when the first row comes. None keeps rows in memory.
+        shipped: A file of rows to look up before computing, never written to; those of real-image baselines that come
+            with the package unless given.
+
+    Raises:
+        FormatError: If a line of the file is no row.
+        WorldError: If the file cannot be read.
+    """
+
+    def __init__(self, path: str | Path | None = None, shipped: Path = SHIPPED) -> None:
+        self.path = Path(path) if path is not None else None
+        self.rows: dict[str, Row] = {}
+        self.shipped = {row.key: row for row in read_rows(shipped)} if shipped.is_file() else {}
+        self._end: int | None = None  # where the last whole line ends, until the first row is added
+        if self.path is not None and self.path.exists():
+            self.rows.update((row.key, row) for row in read_rows(self.path))
+            self._end = self.path.read_bytes().rfind(b"\n") + 1
+
+    def find(self, key: str) -> Row | None:
+        """Return the row of a key; a shipped one is copied into the file, which then stands by itself."""
+        if key not in self.rows and key in self.shipped:
+            self.add(self.shipped[key])
+        return self.rows.get(key)
+
+    def add(self, row: Row) -> None:
+        """Keep a row, in the file at once."""
+        if self.path is not None:
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with self.path.open("ab") as file:
+                    if self._end is not None:
+                        file.truncate(self._end)
+                        self._end = None
+                    file.write(_line(row))
+            except OSError as error:
+                raise world_error(error, f"Writing {self.path}") from error
+        self.rows[row.key] = row
+
+
+def read_rows(path: str | Path) -> list[Row]:
+    """Read a file of rows, but for a last line that was cut off.
+
+    Raises:
+        FormatError: If a line is no row.
+        WorldError: If the file cannot be read.
+    """
+    path = Path(path)
+    try:
+        *lines, fragment = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise world_error(error, f"Reading {path}") from error
+    if not (fragment.startswith(_HEAD) or _HEAD.startswith(fragment)):
+        lines.append(fragment)  # not cut off by us: some other file, to be refused below
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(Row.from_json(json.loads(line), keep_unknown=True))
+        except (ValueError, RecursionError) as error:  # a FormatError is a ValueError too
+            why = error.message if isinstance(error, DimdataError) else "it is not JSON."
+            raise FormatError(
+                f"Line {number} of {path} is no row of results: {why}", "Remove the line, or use another file."
+            ) from None
+    return rows
+
+
+def _line(row: Row) -> bytes:
+    rest = {name: value for name, value in row.to_json().items() if name != "key"}
+    return (json.dumps({"key": row.key, **rest}, allow_nan=False) + "\n").encode()

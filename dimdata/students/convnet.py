@@ -1,0 +1,79 @@
+"""ConvNet-D, the field's standard student (Gidaris and Komodakis, CVPR 2018; as in Zhao et al., ICLR 2021)."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from dimdata.students import STUDENTS, Factory, ImageShape, require_side
+
+_NAME = re.compile(r"convnet([1-9])(?:-w([1-9]\d{0,3}))?(?:-(in|bn|gn|none))?")
+
+_NORMS: dict[str, Callable[[int], nn.Module]] = {
+    "in": lambda width: nn.GroupNorm(width, width),
+    "bn": lambda width: nn.BatchNorm2d(width),
+    "gn": lambda width: nn.GroupNorm(next(g for g in (8, 4, 2, 1) if width % g == 0), width),
+    "none": lambda width: nn.Identity(),
+}
+
+
+class ConvNet(nn.Module):
+    """Blocks of 3x3 convolution, norm, ReLU and 2x2 average pooling, then a linear layer.
+
+    Sides that are no multiple of 8 (of 2^depth for deeper ones) are padded to the next one by the first convolution,
+    which makes 28x28 images 32x32, as the field does.
+
+    Args:
+        image_shape: (channels, height, width).
+        num_classes: Outputs.
+        depth: Number of blocks.
+        width: Channels of each block.
+        norm: `in` (instance norm with scale and shift), `bn` (batch), `gn` (up to 8 groups) or `none`.
+
+    Raises:
+        ArgumentError: If a side is below 2^depth pixels.
+    """
+
+    def __init__(
+        self, image_shape: ImageShape, num_classes: int, *, depth: int = 3, width: int = 128, norm: str = "in"
+    ) -> None:
+        super().__init__()
+        require_side(f"convnet{depth}", image_shape, 2**depth)
+        channels, *sides = image_shape
+        multiple = max(8, 2**depth)
+        extra = [(-side % multiple + 1) // 2 for side in sides]
+        layers: list[nn.Module] = []
+        for block in range(depth):
+            padding = (1 + extra[0], 1 + extra[1]) if block == 0 else (1, 1)
+            layers += [
+                nn.Conv2d(channels if block == 0 else width, width, 3, padding=padding),
+                _NORMS[norm](width),
+                nn.ReLU(),
+                nn.AvgPool2d(2),
+            ]
+        self.features = nn.Sequential(*layers)
+        height, length = ((side + 2 * more) // 2**depth for side, more in zip(sides, extra, strict=True))
+        self.classifier = nn.Linear(width * height * length, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images `[B, C, H, W]` to logits `[B, num_classes]`."""
+        logits: Tensor = self.classifier(self.features(images).flatten(1))
+        return logits
+
+
+def parse(name: str) -> Factory | None:
+    """Return the factory of `convnet{depth}[-w{width}][-{in|bn|gn|none}]`, or none if the name is of another form."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        return None
+    depth, width, norm = match.groups()
+    return functools.partial(ConvNet, depth=int(depth), width=int(width or 128), norm=norm or "in")
+
+
+for _name in ("convnet2", "convnet3", "convnet3-bn", "convnet3-w32", "convnet4"):
+    _factory = parse(_name)
+    assert _factory is not None
+    STUDENTS.register(_name)(_factory)

@@ -1,0 +1,140 @@
+"""Batches for training: those of a `GeneratedDataset`, drawn many at a time and in the engine's precision."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dimdata import latents
+from dimdata.dataset import GeneratedDataset
+from dimdata.engine import Engine
+from dimdata.errors import ArgumentError
+from dimdata.generators.base import Generator
+from dimdata.recipe import Leg
+
+_ORDER = latents.stream("order of training")
+
+# Values drawn at once: on a CPU what fits its caches, elsewhere enough to hide the cost of launching.
+_CHUNK = {"cpu": 2**17}
+_CHUNK_ELSEWHERE = 2**22
+
+
+class Feed:
+    """The batches of one leg: normalised images `[B, C, H, W]` and targets, on the engine's device.
+
+    The images are those of the dataset at epochs `first_epoch`, `first_epoch + 1` and on, up to the engine's
+    precision; the order is a pure function of (seed, epoch).
+
+    Args:
+        dataset: What is drawn from.
+        leg: Batch size, order and length.
+        engine: Device and precision.
+        seed: Of the order.
+        first_epoch: The epoch of the first pass.
+    """
+
+    def __init__(self, dataset: GeneratedDataset, leg: Leg, engine: Engine, seed: int, first_epoch: int) -> None:
+        self.dataset, self.leg, self.engine, self.seed, self.first_epoch = dataset, leg, engine, seed, first_epoch
+        self.images = len(dataset)
+        self.batch_size = min(leg.batch_size, self.images)
+        self.per_epoch = -(-self.images // self.batch_size)
+        self.steps = leg.steps if leg.steps is not None else (leg.epochs or 0) * self.per_epoch
+        self.epochs = -(-self.steps // self.per_epoch)
+        self.ragged = self.images % self.batch_size
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        spec, device = self.dataset.spec, self.engine.device
+        mean = torch.tensor(spec.mean, device=device)[:, None, None]
+        std = torch.tensor(spec.std, device=device)[:, None, None]
+        values = _CHUNK.get(device.type, _CHUNK_ELSEWHERE)
+        at_once = max(1, values // (self.batch_size * spec.image_shape[0] * spec.image_shape[1] * spec.image_shape[2]))
+        indices = itertools.islice(self._indices(), self.steps)
+        while batches := list(itertools.islice(indices, at_once)):
+            latent = torch.cat(
+                [latents.latents(self.dataset.seed, epoch, index, spec.latent) for epoch, index in batches]
+            )
+            index = torch.cat([index for _, index in batches])
+            with self.engine.autocast():
+                images, targets = self.dataset.generator.draw(latent, index)
+            images = (images - mean) / std
+            sizes = [len(index) for _, index in batches]
+            yield from zip(torch.split(images, sizes), torch.split(targets, sizes), strict=True)
+
+    def _indices(self) -> Iterator[tuple[int, Tensor]]:
+        """Yield epochs and the indices int64 `[B]` of their batches, without end."""
+        order = torch.arange(self.images, device=self.engine.device)
+        for epoch in itertools.count(self.first_epoch):
+            if self.leg.shuffle:
+                key = latents.fold(_ORDER, self.seed, epoch)
+                order = latents.permutation(key, self.images, self.engine.device)
+            drawn = 0 if self.dataset.draw == "fixed" else epoch
+            for index in torch.split(order, self.batch_size):
+                yield drawn, index
+
+
+class Source:
+    """What a student is trained on, seen through the stages that the legs of a recipe ask for.
+
+    Args:
+        source: A name, the path of a folder, a generator, or a dataset, whose images per class, seed and draw hold.
+        ipc: Images per class; none for a dataset.
+        seed: Of the latents.
+        draw: `fresh` or `fixed`.
+        stage: The last stage to use.
+        device: Where images are drawn.
+
+    Raises:
+        ArgumentError: If a dataset comes with images per class or transforms.
+        DimdataError: If the source cannot be found or read.
+    """
+
+    def __init__(
+        self,
+        source: Generator | GeneratedDataset | str | Path,
+        ipc: int | None,
+        seed: int,
+        draw: str,
+        stage: int | None,
+        device: torch.device,
+    ) -> None:
+        if isinstance(source, GeneratedDataset):
+            if ipc is not None:
+                raise ArgumentError("ipc was given, but the dataset has its own.", "Leave it out, or give a generator.")
+            changed = (source.transform, source.target_transform, source.batch_transform)
+            if any(transform is not None for transform in changed):
+                raise ArgumentError(
+                    "The dataset has transforms, which training by a recipe would leave out.",
+                    "Augment by the recipe, or write a loop over dataset.loader(batch_size).",
+                )
+            ipc, seed, draw = source.ipc, source.seed, source.draw
+            source = source.generator
+        elif not isinstance(source, Generator):
+            from dimdata import artifact
+
+            source = artifact.load(source)
+        self.generator: Generator = source
+        self.ipc, self.seed, self.draw, self.stage, self.device = ipc, seed, draw, stage, device
+        self._datasets: dict[int | None, GeneratedDataset] = {}
+
+    def dataset(self, stage: int | None) -> GeneratedDataset:
+        """Return the images of a leg that asks for this prefix of the stages (none = all there are)."""
+        if stage is None:
+            stage = self.stage
+        if stage not in self._datasets:
+            view = self.generator.view(stage=stage, draw=self.draw)
+            # A prefix may have fewer images per class than the whole was asked for; then it gives all it has.
+            short = stage is not None and self.ipc is not None and view.images is not None
+            fits = not short or self.ipc * view.spec.num_classes <= (view.images or 0)  # type: ignore[operator]
+            self._datasets[stage] = GeneratedDataset(
+                self.generator,
+                self.ipc if fits else None,
+                seed=self.seed,
+                draw=self.draw,  # type: ignore[arg-type]
+                stage=stage,
+                device=self.device,
+            )
+        return self._datasets[stage]

@@ -1,0 +1,118 @@
+"""Trained students as files: one safetensors file that says what network it is and how it came about."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors.torch import save
+from torch import nn
+
+from dimdata.errors import ArgumentError, FormatError, NotFoundError
+from dimdata.files import strict_json, write_atomic
+from dimdata.generators.base import shapes_only
+from dimdata.recipe import Recipe
+from dimdata.spec import MAX_CLASSES, MAX_SIDE, Record, canonical_json, require
+from dimdata.students import Factory, find_student, make_student
+from dimdata.students.source import load_weights
+from dimdata.tensorfile import TensorFile
+
+_KEY = "dimdata.student"
+MAX_BYTES = 2**33
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudentInfo(Record):
+    """What a stored student is.
+
+    Attributes:
+        student: Its name; a network of the user's own has any other name.
+        image_shape: (channels, height, width).
+        classes: Class names.
+        mean: Per-channel mean that images in [0, 1] are normalised by.
+        std: Standard deviation, likewise.
+        generator: What it was trained on.
+        recipe: How.
+        seed: Of the training.
+    """
+
+    student: str
+    image_shape: tuple[int, int, int]
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    generator: str = ""
+    recipe: Recipe | None = None
+    seed: int = 0
+
+    @classmethod
+    def label(cls) -> str:
+        """The name of this record in messages."""
+        return "student"
+
+    def check(self) -> None:
+        """Refuse values out of range; see `Record.check`."""
+        channels, height, width = self.image_shape
+        require(1 <= len(self.classes) <= MAX_CLASSES, f"student.classes must hold 1 to {MAX_CLASSES:,} names.")
+        fits = 1 <= channels <= 64 and 1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE
+        require(fits, f"student.image_shape is {self.image_shape}.")
+        require(len(self.mean) == len(self.std) == channels, f"student.mean and .std must hold {channels} values.")
+        require(all(value > 0 for value in self.std), "student.std must be positive.")
+
+
+def save_student(network: nn.Module, path: str | Path, info: StudentInfo) -> Path:
+    """Store a student in one file; a killed process leaves the old file or the new one.
+
+    Args:
+        network: The network, on any device.
+        path: Where to; folders are made.
+        info: What it is; a training's `TrainResult.info`.
+
+    Returns:
+        The path.
+
+    Raises:
+        WorldError: If the disk is full or the place cannot be written.
+    """
+    path = Path(path)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    data = save(tensors, {_KEY: canonical_json(info.to_json())})
+    write_atomic(path, data)
+    return path
+
+
+def load_student(path: str | Path, student: Factory | None = None) -> tuple[nn.Module, StudentInfo]:
+    """Load a stored student, in `eval()` mode on the CPU.
+
+    Args:
+        path: The file.
+        student: The factory of the network, for one that no registered name builds.
+
+    Returns:
+        The network, and what it is.
+
+    Raises:
+        FormatError: If the file is missing, damaged, or not of a student.
+        ArgumentError: If its network is not known by name and no factory is given.
+    """
+    path = Path(path)
+    with TensorFile(path, MAX_BYTES) as file:
+        if _KEY not in file.metadata:
+            raise FormatError(f"{path} is not a stored student.", "Give a file that `dimdata train` has written.")
+        info = StudentInfo.from_json(strict_json(file.metadata[_KEY].encode(), f"The metadata of {path}"))
+        try:
+            factory = student or find_student(info.student)
+        except NotFoundError as error:
+            raise ArgumentError(
+                f"{path} holds a network called {info.student!r:.80}, which is not registered.",
+                "Pass its factory: load_student(path, student=...).",
+            ) from error
+        with shapes_only():
+            wanted = factory(info.image_shape, len(info.classes)).state_dict()
+        described = {name: entry.shape for name, entry in file.entries.items()}
+        if described != {name: tuple(tensor.shape) for name, tensor in wanted.items()}:
+            raise FormatError(f"The tensors of {path} are not those of {info.student}.")
+        tensors = file.read()
+    network = make_student(factory, info.image_shape, len(info.classes))
+    load_weights(network, tensors, str(path))
+    return network.eval(), info

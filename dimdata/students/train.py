@@ -1,0 +1,288 @@
+"""Training a student by a recipe; nothing here knows a method's name."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dimdata import latents
+from dimdata.dataset import GeneratedDataset
+from dimdata.engine import Engine
+from dimdata.errors import ArgumentError
+from dimdata.generators.base import Generator
+from dimdata.recipe import Recipe
+from dimdata.spec import Spec
+from dimdata.students import Factory
+from dimdata.students.augment import parse
+from dimdata.students.feed import Feed, Source
+from dimdata.students.legs import lr_at, optimizer_of, rates_of
+from dimdata.students.score import accuracy
+from dimdata.students.source import source_of
+from dimdata.students.store import StudentInfo, load_student, save_student
+
+__all__ = ["StudentInfo", "TrainResult", "accuracy", "load_student", "lr_at", "save_student", "train"]
+
+OnStep = Callable[[int, int, Tensor], None]
+OnLeg = Callable[[int, nn.Module], None]
+
+_AUGMENT = latents.stream("augment of training")
+_DROPOUT = latents.stream("dropout of training")
+
+# A batch shape is compiled where training shows it this many images: fewer are done before the compiler is.
+COMPILE_FROM = 10_000
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training did.
+
+    Attributes:
+        network: The student, in `eval()` mode on the engine's device.
+        steps: Optimiser steps.
+        images_drawn: Images shown, repeated ones counted each time.
+        distinct_images: Different images shown.
+        seconds: Wall time.
+        loss: The loss of the last step.
+        info: What the student is, as `save_student` stores it.
+    """
+
+    network: nn.Module
+    steps: int
+    images_drawn: int
+    distinct_images: int
+    seconds: float
+    loss: float
+    info: StudentInfo
+
+
+def train(
+    network: str | Factory | nn.Module,
+    generator: Generator | GeneratedDataset | str | Path,
+    *,
+    ipc: int | None = None,
+    recipe: Recipe | None = None,
+    seed: int = 0,
+    draw: str = "fresh",
+    stage: int | None = None,
+    engine: Engine | None = None,
+    on_step: OnStep | None = None,
+    on_leg: OnLeg | None = None,
+    limit_steps: int | None = None,
+) -> TrainResult:
+    """Train a student on a generator's images, leg by leg as the recipe says.
+
+    Epochs count on over the legs, and so does the state of the optimiser while its kind stays the same. Everything is
+    a pure function of the seed and the starting weights, at equal device, precision and number of threads.
+
+    Args:
+        network: A student's name or factory, started as the recipe says; or a network, trained in place as it is.
+        generator: What to train on; a dataset's images per class, seed and draw hold.
+        ipc: Images per class; see `GeneratedDataset`.
+        recipe: The generator's own unless given.
+        seed: Of the starting weights, latents, order and augmentation.
+        draw: `fresh` or `fixed`.
+        stage: Use this prefix of the stages: later legs are left out.
+        engine: Where to compute; the best there is unless given.
+        on_step: Called after each step with its number from 1, how many there are, and the loss, a tensor on the
+            device.
+        on_leg: Called after each leg with its number from 1 and the network.
+        limit_steps: Stop after so many steps; schedules do not change.
+
+    Returns:
+        The result; its `network` is in `eval()` mode.
+
+    Raises:
+        ArgumentError: If an argument is out of range, or the network does not fit the images or classes.
+        FormatError: If the recipe names tensors that are missing or do not fit.
+        DimdataError: If the generator cannot be found or read.
+    """
+    if limit_steps is not None and limit_steps < 0:
+        raise ArgumentError(f"limit_steps is {limit_steps}; it must not be negative.")
+    engine = engine or Engine.of()
+    started = time.perf_counter()
+    source = Source(generator, ipc, seed, draw, stage, engine.device)
+    recipe = recipe or source.generator.recipe
+    spec, tensors = source.generator.spec, source.generator.recipe_tensors
+    name = _name(network)
+    if not isinstance(network, nn.Module):
+        start = source_of(recipe.start, spec.image_shape, spec.num_classes, student=network, tensors=tensors)
+        network = start.network(seed)
+    engine.place(network)
+    _check_fit(network, spec, engine.device)
+    run = _Run(network, engine, seed, _plan(recipe, source, engine, seed), tensors, limit_steps, on_step)
+    with _own_randomness(engine.device, latents.fold(_DROPOUT, seed)), _room_for_shapes(engine):
+        network.train()
+        for number in range(len(run.feeds)):
+            run.leg(number)
+            if on_leg is not None:
+                on_leg(number + 1, network)
+        network.eval()
+    info = StudentInfo(
+        student=name,
+        image_shape=spec.image_shape,
+        classes=spec.classes,
+        mean=spec.mean,
+        std=spec.std,
+        generator=source.generator.name or spec.method,
+        recipe=recipe,
+        seed=seed,
+    )
+    seconds = time.perf_counter() - started
+    return TrainResult(network, run.done, run.drawn, run.distinct(), seconds, float(run.loss), info)
+
+
+def _loss(network: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
+    """The mean cross-entropy; targets int64 `[B]` or distributions `[B, K]`.
+
+    The network is an argument, so that networks of one class share one compiled function.
+    """
+    return F.cross_entropy(network(images).float(), targets)
+
+
+class _Run:
+    """One student on its way through the legs."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        engine: Engine,
+        seed: int,
+        feeds: list[Feed],
+        tensors: dict[str, Tensor],
+        limit: int | None,
+        on_step: OnStep | None,
+    ) -> None:
+        self.network, self.engine, self.seed, self.feeds = network, engine, seed, feeds
+        self.tensors, self.on_step = tensors, on_step
+        self.total = sum(feed.steps for feed in feeds)
+        self.total = self.total if limit is None else min(self.total, limit)
+        self.done, self.drawn = 0, 0
+        self.loss = torch.full((), math.nan)
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.parameters = [p for p in network.parameters() if p.requires_grad]
+        self.rates = [rates_of(feed.leg, feed.steps, tensors) for feed in feeds]
+        compiled = engine.compile(_loss)
+        worth = _images_by_size(feeds, self.total)
+        self.losses = {size: compiled if count >= COMPILE_FROM else _loss for size, count in worth.items()}
+        shape = feeds[0].dataset.image_shape
+        # Every step reads its images from here: one address and one memory order for each batch size.
+        self.buffers = {
+            size: torch.empty(size, *shape, device=engine.device, memory_format=torch.channels_last) for size in worth
+        }
+
+    def leg(self, number: int) -> None:
+        """Follow one leg, or what the limit leaves of it."""
+        feed, rate_at = self.feeds[number], self.rates[number]
+        leg = feed.leg
+        augment = parse(leg.augment, leg.dialect)
+        self.optimizer = optimizer = optimizer_of(leg, self.parameters, self.engine.device, self.optimizer)
+        (group,) = optimizer.param_groups
+        steps = min(feed.steps, self.total - self.done)
+        for step, (images, targets) in zip(range(steps), feed, strict=False):
+            if augment.names:
+                images = augment(images, latents.fold(_AUGMENT, self.seed, number, step))
+            size = len(images)
+            batch = self.buffers[size].copy_(images)
+            with self.engine.autocast():
+                loss: Tensor = self.losses[size](self.network, batch, targets)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            group["lr"] = rate_at(step)
+            optimizer.step()
+            self.loss = loss.detach()
+            self.done += 1
+            self.drawn += size
+            if self.on_step is not None:
+                self.on_step(self.done, self.total, self.loss)
+
+    def distinct(self) -> int:
+        """Return how many different images were shown."""
+        datasets = [feed.dataset for feed in self.feeds]
+        if all(dataset.draw == "fresh" and dataset.generator.images is None for dataset in datasets):
+            return self.drawn
+        return min(self.drawn, max(len(dataset) for dataset in datasets))
+
+
+def _plan(recipe: Recipe, source: Source, engine: Engine, seed: int) -> list[Feed]:
+    """Return the feeds of the legs that belong to the chosen prefix of the stages."""
+    feeds: list[Feed] = []
+    epoch = 0
+    for leg in recipe.legs:
+        if source.stage is not None and leg.stage is not None and leg.stage > source.stage:
+            continue
+        feed = Feed(source.dataset(leg.stage), leg, engine, seed, epoch)
+        feeds.append(feed)
+        epoch += feed.epochs
+    if not feeds:
+        raise ArgumentError(f"The recipe has no leg for stage {source.stage}.", "Use a later stage, or leave it out.")
+    return feeds
+
+
+def _images_by_size(feeds: list[Feed], total: int) -> dict[int, int]:
+    """Return how many images training shows in batches of each size."""
+    shown: dict[int, int] = {}
+    for feed in feeds:
+        steps = min(feed.steps, total)
+        total -= steps
+        ragged = steps // feed.per_epoch if feed.ragged else 0
+        for size, count in ((feed.batch_size, steps - ragged), (feed.ragged, ragged)):
+            if count:
+                shown[size] = shown.get(size, 0) + size * count
+    return shown
+
+
+def _check_fit(network: nn.Module, spec: Spec, device: torch.device) -> None:
+    """Raise `ArgumentError` unless the network maps images of the generator to one logit for each class."""
+    training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            shape = tuple(network(torch.zeros(2, *spec.image_shape, device=device)).shape)
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise ArgumentError(
+            f"The network cannot take images of shape {spec.image_shape} ({reason:.120}).", "Use one that can."
+        ) from error
+    finally:
+        network.train(training)
+    if shape != (2, spec.num_classes):
+        raise ArgumentError(
+            f"The network maps two images to shape {shape}; the generator has {spec.num_classes} classes.",
+            f"Give it {spec.num_classes} outputs.",
+        )
+
+
+def _name(network: str | Factory | nn.Module) -> str:
+    if isinstance(network, str):
+        return network
+    return getattr(network, "__name__", None) or type(network).__name__
+
+
+@contextlib.contextmanager
+def _own_randomness(device: torch.device, key: int) -> Iterator[None]:
+    """Give dropout in a student a random state of its own, and leave the global one as it was."""
+    cuda = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.default_generator.manual_seed(key)
+        if cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(key)
+        yield
+
+
+@contextlib.contextmanager
+def _room_for_shapes(engine: Engine) -> Iterator[None]:
+    """Let one process compile for more networks and batch sizes than the compiler's own limit of 8."""
+    if not engine.compiled:
+        yield
+        return
+    with torch._dynamo.config.patch(recompile_limit=64):
+        yield

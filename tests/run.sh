@@ -1,0 +1,18 @@
+#!/bin/sh
+# One command from a fresh clone (needs Python >= 3.11): installs into .venv, then runs tests, linter and type checker.
+# Arguments go to pytest:  sh tests/run.sh -k dataset
+set -eu
+cd "$(dirname "$0")/.."
+
+[ -x .venv/bin/python ] || "${PYTHON:-python3}" -m venv .venv
+if [ ! -e .venv/.tests-ready ] || [ -n "$(find pyproject.toml -newer .venv/.tests-ready)" ]; then
+    echo "Installing dimdata, torch and the test tools into .venv (minutes, the first time) ..." >&2
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+    touch .venv/.tests-ready
+fi
+
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+# One thread a process: two processes of two threads each on two cores would only wait for one another.
+OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n "${WORKERS:-2}" "$@"
+.venv/bin/mypy

@@ -1,0 +1,294 @@
+"""The distillation loop, driven with DiM on the bundled digits."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from dimdata import artifact
+from dimdata.distill.config import make_config, merge, parse_setting, presets
+from dimdata.distill.dim import DiM, DimConfig
+from dimdata.distill.method import METHODS
+from dimdata.distill.run import distill
+from dimdata.engine import Engine
+from dimdata.errors import ArgumentError, DeviceError, FormatError, NotFoundError, RunError, WorldError
+from dimdata.real import load_real, random_real
+from dimdata.students.train import accuracy, train
+
+TINY = {
+    "network": {"width": 16, "mid": 16, "stem": 8},
+    "latent": 8,
+    "critic": 8,
+    "batch_size": 20,
+    "pool": ["convnet1-w8", "resnet10-w16"],
+    "pool_age": 10,
+}
+PLAIN = {"device": "cpu", "precision": "fp32", "compile": "off"}
+
+
+def run(out: Path, **changes) -> Path:
+    arguments = {"settings": TINY, "steps": 40, **PLAIN, **changes}
+    return distill("digits", out=out, **arguments)
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+def child(out: Path, *, steps: int = 40, resume: bool = False, before: str = "") -> subprocess.Popen:
+    code = (
+        f"import json, sys\n{before}\nimport torch; torch.set_num_threads(1)\n"
+        "from dimdata.distill import run\nfrom dimdata.errors import DimdataError\n"
+        "run.CHECKPOINT_SECONDS = 0.0; run.LOG_SECONDS = 0.0\n"
+        "def show(event): print(event.get('step'), flush=True)\n"
+        f"try: run.distill('digits', out={str(out)!r}, settings={TINY!r}, steps={steps}, resume={resume}, "
+        f"progress=show, **{PLAIN!r})\n"
+        "except DimdataError as error: print(error, file=sys.stderr); sys.exit(error.exit_code)\n"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ.copy()
+    )
+
+
+def wait_for_step(process: subprocess.Popen, step: int) -> None:
+    for line in process.stdout:
+        if line.strip().isdigit() and int(line) >= step:
+            return
+    raise AssertionError(process.stderr.read())
+
+
+def test_a_run_leaves_a_generator_metrics_and_grids(tmp_path):
+    events = []
+    folder = run(tmp_path / "run", progress=events.append)
+    generator = artifact.load(folder)
+    assert generator.spec.dataset == "digits"
+    assert generator.spec.image_shape == (1, 8, 8)
+    images, labels = generator.draw(torch.zeros(10, 8), torch.arange(10))
+    assert images.shape == (10, 1, 8, 8)
+    assert labels.tolist() == list(range(10))
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert lines == events
+    assert {line["phase"] for line in lines} == {"gan", "match"}
+    assert lines[-1]["step"] == 40
+    assert len(list((tmp_path / "run/grids").glob("*.png"))) == 10
+    provenance = json.loads((folder / "config.json").read_text())["provenance"]
+    assert provenance["plan"]["steps"] == 40
+    assert provenance["real_images_consumed"] == 800
+
+
+def test_distilled_digits_beat_as_many_random_real_images(tmp_path):
+    """One image per class: 100 epochs of fresh draws against the same ten real images, one budget for both."""
+    folder = run(
+        tmp_path / "run",
+        steps=900,
+        settings={**TINY, "network": {"width": 32, "mid": 24, "stem": 16}, "critic": 24, "latent": 16},
+    )
+    real = load_real("digits")
+    engine = Engine.of("cpu", "fp32", "off")
+    recipe = make_config(DimConfig, {"recipe": {"legs": [{"epochs": 100, "batch_size": 10, "lr": 0.05}]}}).recipe
+    scores = {"generated": [], "random": []}
+    for seed in range(3):
+        for name, source in (("generated", artifact.load(folder)), ("random", random_real(real, 1, seed, recipe))):
+            trained = train("convnet2-w16", source, ipc=1, recipe=recipe, seed=seed, engine=engine)
+            scores[name].append(
+                accuracy(trained.network, real.test.images, real.test.labels, real.mean, real.std, engine)
+            )
+    assert min(scores["generated"]) > max(scores["random"]) + 0.05, scores
+
+
+def test_equal_runs_give_equal_weights_and_other_seeds_other_weights(tmp_path):
+    first, second = run(tmp_path / "a"), run(tmp_path / "b")
+    assert weights(first) == weights(second)
+    assert weights(run(tmp_path / "c", seed=1)) != weights(first)
+
+
+def test_global_random_state_is_left_alone(tmp_path):
+    before = torch.get_rng_state()
+    run(tmp_path / "run", steps=4)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_killed_in_the_middle_and_resumed_gives_equal_weights(tmp_path):
+    whole = tmp_path / "whole"
+    assert child(whole).wait(120) == 0
+    killed = tmp_path / "killed"
+    for step in (7, 33):  # once in each phase
+        process = child(killed, resume=step > 7)
+        wait_for_step(process, step)
+        process.send_signal(signal.SIGKILL)
+        process.wait(30)
+        process.stdout.close(), process.stderr.close()
+    assert not (killed / "generator").exists()
+    last = child(killed, resume=True)
+    steps = [int(line) for line in last.stdout if line.strip().isdigit()]
+    assert last.wait(120) == 0, last.stderr.read()
+    assert steps[0] > 7, "the run began again instead of going on"
+    assert weights(killed / "generator") == weights(whole / "generator")
+    logged = [json.loads(line)["step"] for line in (killed / "metrics.jsonl").read_text().splitlines()]
+    assert logged == sorted(set(logged)), "steps taken twice are logged twice"
+
+
+def test_ctrl_c_checkpoints_and_says_how_to_go_on(tmp_path):
+    process = child(tmp_path / "run", steps=2000)
+    wait_for_step(process, 5)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    message = process.stderr.read()
+    assert "--resume" in message
+    assert "Traceback" not in message
+    assert (tmp_path / "run/checkpoint.safetensors").is_file()
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(tmp_path):
+    out = tmp_path / "run"
+    assert child(out, steps=20).wait(120) == 0
+    before = (out / "checkpoint.safetensors").read_bytes()
+    limit = len(before) // 2
+    full = (
+        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))"
+    )
+    process = child(out, steps=40, resume=True, before=full)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == WorldError.exit_code, errors
+    assert "checkpoint.safetensors" in errors
+    assert "Traceback" not in errors
+    assert (out / "checkpoint.safetensors").read_bytes() == before
+    assert not list(out.glob("*.part")) + list(out.glob(".*.part"))
+
+
+def test_minutes_become_steps_that_reproduce_the_run(tmp_path):
+    folder = run(tmp_path / "timed", steps=None, minutes=0.05)
+    plan = json.loads((tmp_path / "timed/run.json").read_text())
+    assert plan["minutes"] == 0.05
+    assert weights(run(tmp_path / "counted", steps=plan["steps"])) == weights(folder)
+
+
+def test_resume_refuses_another_config_and_shows_the_difference(tmp_path):
+    run(tmp_path / "run", steps=4)
+    with pytest.raises(RunError, match=r"config\.latent: 8 -> 9"):
+        run(tmp_path / "run", steps=4, settings={**TINY, "latent": 9}, resume=True)
+    with pytest.raises(RunError, match=r"seed: 0 -> 3"):
+        run(tmp_path / "run", steps=4, seed=3, resume=True)
+
+
+def test_a_longer_budget_goes_on(tmp_path):
+    run(tmp_path / "run", steps=6)
+    run(tmp_path / "run", steps=12, resume=True)
+    assert json.loads((tmp_path / "run/run.json").read_text())["steps"] == 12
+    with pytest.raises(RunError, match="12 steps"):
+        run(tmp_path / "run", steps=8, resume=True)
+
+
+def test_probes_hold_out_training_images(tmp_path):
+    events = []
+    run(tmp_path / "run", steps=10, probes=1, progress=events.append)
+    scores = [e["validation_accuracy"] for e in events if e["phase"] == "probe"]
+    assert len(scores) == 1
+    assert 0 <= scores[0] <= 100
+    provenance = json.loads((tmp_path / "run/generator/config.json").read_text())["provenance"]
+    assert provenance["data"]["images"] < len(load_real("digits").train.labels)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "word"),
+    [
+        ({"steps": 0}, ArgumentError, "steps"),
+        ({"steps": None, "minutes": -1}, ArgumentError, "minutes"),
+        ({"minutes": 1}, ArgumentError, "one of them"),
+        ({"settings": {"latnet": 3}}, FormatError, "latent"),
+        ({"settings": {"lr": "fast"}}, FormatError, "lr"),
+        ({"settings": {"matching": "logits"}}, NotFoundError, "logit"),
+        ({"settings": {"pool": ["convnet3-thick"]}}, NotFoundError, "convnet3"),
+        ({"settings": {"network": {"name": "subpixle"}}}, NotFoundError, "subpixel"),
+        ({"config": "dim-cifra10"}, NotFoundError, "dim-cifar10"),
+        ({"method": "dimm"}, NotFoundError, "dim"),
+        ({"device": "cuda:77"}, DeviceError, "--device cpu"),
+        ({"precision": "fp8"}, ArgumentError, "bf16"),
+        ({"resume": True}, RunError, "no run to resume"),
+    ],
+)
+def test_bad_requests_are_refused_before_anything_is_written(tmp_path, changes, error, word):
+    with pytest.raises(error, match=word):
+        run(tmp_path / "run", **changes)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_in_use_is_not_overwritten(tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(RunError, match="not empty"):
+        run(tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path):
+    run(tmp_path / "run", steps=4)
+    path = tmp_path / "run/checkpoint.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(RunError, match=r"checkpoint\.safetensors cannot be read"):
+        run(tmp_path / "run", steps=8, resume=True)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    with pytest.raises(RunError, match="not finite"):
+        run(tmp_path / "run", steps=200, settings={**TINY, "lr": 1e18})
+
+
+def test_pool_ages_are_staggered_and_networks_are_born_again():
+    method = DiM(make_config(DimConfig, TINY), load_real("digits"), Engine.of("cpu", "fp32", "off"), 0, 100)
+    first = {m.place: next(m.network.parameters()).clone() for m in method.pool.members}
+    phase = method.phases()[1]
+    assert [m.limit() for m in method.pool.members] == [5, 10]
+    for step in range(12):
+        phase.step(step)
+    young, old = method.pool.members
+    assert (young.births, young.age) == (1, 1)
+    assert (old.births, old.age) == (0, 6)
+    assert not torch.equal(next(young.network.parameters()), first[0])
+
+
+def test_another_matching_loss_is_one_function(tmp_path):
+    """Registered from outside the package, as a user would."""
+    from dimdata.distill.losses import MATCHING
+
+    calls = []
+
+    @MATCHING.register("test-mean")
+    def mean(real, fake):
+        calls.append(1)
+        return (real.logits.mean(0) - fake.logits.mean(0)).square().sum()
+
+    run(tmp_path / "run", steps=10, settings={**TINY, "matching": "test-mean"})
+    assert calls
+
+
+def test_settings():
+    assert parse_setting("network.width=48") == {"network": {"width": 48}}
+    assert parse_setting("augment=flip+crop") == {"augment": "flip+crop"}
+    assert parse_setting('pool=["lenet"]') == {"pool": ["lenet"]}
+    assert merge({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}}) == {"a": {"b": 3, "c": 2}}
+    with pytest.raises(ArgumentError, match="name=value"):
+        parse_setting("lr")
+
+
+def test_every_preset_is_a_config_of_its_method():
+    for name in presets():
+        config = make_config(METHODS[name.split("-")[0]].Config, name)
+        assert config.default_steps > 0
+
+
+def test_checkpoints_come_without_asking(tmp_path):
+    process = child(tmp_path / "run", steps=100_000)
+    wait_for_step(process, 3)
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "run/checkpoint.safetensors").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.kill()
+    process.wait(30)
+    assert (tmp_path / "run/checkpoint.safetensors").exists()

@@ -1,0 +1,73 @@
+"""Matching and adversarial losses against their definitions."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from dimdata.distill.losses import ADVERSARIAL, MATCHING, View, flatness
+from dimdata.errors import NotFoundError
+
+
+def view(seed: int, scale: float = 1.0) -> View:
+    random = torch.Generator().manual_seed(seed)
+    logits = torch.randn(12, 3, generator=random) * scale
+    return View(logits, torch.randn(12, 5, generator=random), torch.arange(12) % 3)
+
+
+@pytest.mark.parametrize("name", ["logit", "kl", "feature", "gradient"])
+def test_equal_views_match_perfectly_and_others_do_not(name):
+    real, other = view(0), view(1)
+    assert MATCHING[name](real, real).item() == pytest.approx(0, abs=1e-6)
+    assert MATCHING[name](real, other).item() > 1e-3
+
+
+def test_logit_matching_is_the_mean_square_of_log_softmax_differences():
+    real, fake = view(0), view(1)
+    expected = sum(
+        (F.log_softmax(fake.logits[i], 0) - F.log_softmax(real.logits[i], 0)).square().mean() for i in range(12)
+    )
+    torch.testing.assert_close(MATCHING["logit"](real, fake), expected / 12)
+
+
+def test_standardised_logits_ignore_shift_and_scale():
+    real = view(0)
+    moved = View(real.logits * 7 + 3, real.features, real.labels)
+    assert MATCHING["kl"](real, moved).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_feature_matching_sees_class_means_alone():
+    real = view(0)
+    order = torch.cat([torch.arange(12).reshape(4, 3)[[2, 0, 3, 1]].flatten()])  # within classes only
+    shuffled = View(real.logits, real.features[order], real.labels)
+    assert MATCHING["feature"](real, shuffled).item() == pytest.approx(0, abs=1e-10)
+
+
+def test_gradient_matching_uses_the_true_gradient_of_the_last_layer():
+    def gradient(seen: View) -> torch.Tensor:
+        weight = torch.zeros(3, 5, requires_grad=True)
+        logits = seen.logits + seen.features @ weight.T
+        return torch.autograd.grad(F.cross_entropy(logits, seen.labels), weight)[0]
+
+    real, fake = view(0), view(1)
+    expected = (1 - F.cosine_similarity(gradient(fake), gradient(real), dim=1)).mean()
+    torch.testing.assert_close(MATCHING["gradient"](real, fake), expected)
+
+
+@pytest.mark.parametrize("name", list(ADVERSARIAL))
+def test_adversaries_pull_in_opposite_directions(name):
+    real, fake = torch.zeros(4, requires_grad=True), torch.zeros(4, requires_grad=True)
+    game = ADVERSARIAL[name]
+    by_critic = torch.autograd.grad(game.discriminator(real, fake), fake)[0]
+    by_network = torch.autograd.grad(game.generator(real, fake), fake)[0]
+    assert (by_critic > 0).all()
+    assert (by_network < 0).all()
+
+
+def test_flatness_is_the_squared_slope():
+    scores = torch.tensor([1.0, 2.0])
+    assert flatness(scores, scores + 0.1, 0.05).item() == pytest.approx(4.0, rel=1e-5)
+
+
+def test_an_unknown_loss_names_the_nearest():
+    with pytest.raises(NotFoundError, match="logit"):
+        MATCHING["logits"]
