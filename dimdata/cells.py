@@ -85,7 +85,7 @@ def _ipcs(generator: Generator, ipc: int | Sequence[int] | None) -> list[int | N
         if stored is None:
             return list(IPC)
         return [stored // classes if stored % classes == 0 else None]
-    counts = sorted({ipc} if isinstance(ipc, int) else set(ipc))
+    counts: list[int] = list(ipc) if isinstance(ipc, Sequence) else [ipc]
     for count in counts:
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise ArgumentError(f"ipc is {count!r:.40}; images per class are whole numbers from 1.", "Use ipc=(1, 10).")
@@ -96,7 +96,7 @@ def _ipcs(generator: Generator, ipc: int | Sequence[int] | None) -> list[int | N
             )
     if not counts:
         raise ArgumentError("No ipc is given.", "Name one or more, such as ipc=(1, 10).")
-    return list(counts)
+    return [*sorted(set(counts))]
 
 
 def _seeds(seeds: Seeds | Mapping[int, Seeds], ipc: int | None) -> list[int]:

@@ -43,7 +43,7 @@ class EpochClock:
             memory = torch.zeros(8 + marks, dtype=torch.int16, device="cpu")
             memory.share_memory_()  # type: ignore[no-untyped-call]
         self._memory = memory
-        self._epoch, self._base = memory[:8].view(torch.int64).split(1)
+        self._epoch, self._base = memory[:4].view(torch.int64), memory[4:8].view(torch.int64)
         self._marks = memory[8:]
         self._looks: dict[int, int] = {}
 

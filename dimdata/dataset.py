@@ -326,9 +326,11 @@ class GeneratedDataset(Dataset[tuple[Any, Any]]):
             raise ArgumentError(f"batch_size is {batch_size}; it must be 1 or more.")
         if num_workers and self.device.type != "cpu":
             raise DeviceError(f"A dataset on {self.device} cannot be read in worker processes.", _TWO_WAYS)
-        order = dataloader_kwargs.pop("generator", None)
+        order = dataloader_kwargs.get("generator")
         if seed is not None:
-            order = torch.Generator("cpu").manual_seed(latents.fold(_ORDER, _whole("seed", seed)))
+            # Two, for how often the workers' seeds are drawn depends on the workers, and the order must not.
+            key = latents.fold(_ORDER, _whole("seed", seed))
+            order, dataloader_kwargs["generator"] = (torch.Generator("cpu").manual_seed(key) for _ in range(2))
         if sampler is None:
             sampler = RandomSampler(self, generator=order) if shuffle else SequentialSampler(self)
         return DataLoader(
@@ -336,7 +338,6 @@ class GeneratedDataset(Dataset[tuple[Any, Any]]):
             batch_size=None,
             sampler=BatchSampler(sampler, size, drop_last),
             num_workers=num_workers,
-            generator=order,
             **dataloader_kwargs,
         )
 

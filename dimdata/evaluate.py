@@ -133,7 +133,7 @@ class _Run:
         if cell.what == "generator":
             return self.fingerprint
         assert self.real is not None
-        return self.real.fingerprint
+        return digest([self.real.fingerprint, self.real.mean, self.real.std])
 
     def budget(self, cell: Cell) -> str:
         """Return the digest of the images of an epoch and the recipe with its tensors."""
@@ -157,7 +157,7 @@ class _Run:
     def compute(self, cell: Cell, key: str) -> Row:
         """Train and score the student of a cell."""
         generator, ipc, recipe = self._material(cell)
-        spec = self.generator.spec
+        spec = generator.spec
         result = train(
             cell.student, generator, ipc=ipc, recipe=recipe, seed=cell.seed, draw=cell.draw, engine=self.engine
         )
@@ -166,9 +166,9 @@ class _Run:
         return Row(
             key=key,
             what=cell.what,
-            name=(self.generator.name or spec.method) if cell.what == "generator" else spec.dataset,
+            name=(generator.name or spec.method) if cell.what == "generator" else spec.dataset,
             source=self.source(cell),
-            dataset=spec.dataset,
+            dataset=spec.dataset if self.real is None else self.real.name,
             test=self.test_text,
             student=cell.student,
             ipc=cell.ipc,
@@ -241,5 +241,5 @@ def _tensor_digest(*tensors: Tensor) -> str:
     found = hashlib.blake2b(digest_size=16)
     for tensor in tensors:
         found.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-        found.update(tensor.cpu().contiguous().numpy().data)
+        found.update(tensor.detach().cpu().contiguous().numpy().data)
     return found.hexdigest()

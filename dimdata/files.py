@@ -6,7 +6,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +141,10 @@ def _no_constant(text: str) -> None:
     raise ValueError(f"{text} is not a number")
 
 
+def _items(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
 def strict_json(data: bytes, where: str) -> dict[str, Any]:
     """Read a JSON object: no NaN, no infinity, no key twice, no lone surrogate, numbers and nesting bounded.
 
@@ -155,13 +159,10 @@ def strict_json(data: bytes, where: str) -> dict[str, Any]:
             parse_float=_strict_float,
             parse_constant=_no_constant,
         )
+        json.dumps(parsed, ensure_ascii=False).encode("utf-8")  # fails where a text holds half a character
         level: list[Any] = [parsed]
         for _ in range(MAX_DEPTH):
-            parts = [[*part.items()] if isinstance(part, dict) else part for part in level]
-            level = [item for part in parts if isinstance(part, list | tuple) for item in part]
-            for text in parts:
-                if isinstance(text, str) and not text.isascii():
-                    text.encode("utf-8")
+            level = [item for part in level for item in _items(part) if item and isinstance(item, dict | list)]
         if level:
             raise RecursionError
     except RecursionError as error:

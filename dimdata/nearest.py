@@ -118,7 +118,7 @@ def _draws(generator: Generator, count: int, seed: int) -> Tensor:
     index = torch.arange(count, device=generator.device)
     parts = [
         generator.draw(latents.latents(seed, 0, part, generator.spec.latent), part)[0].clamp(0, 1)
-        for part in index.split(250)
+        for part in torch.split(index, 250)
     ]
     return torch.cat(parts)
 

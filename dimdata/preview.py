@@ -52,7 +52,7 @@ def grid(generator: Generator, rows: int = 10, columns: int | None = None, seed:
     images = images[:, :3] if images.shape[1] >= 3 else images[:, :1]
     cells = torch.ones(len(index), *images.shape[1:])
     cells[shown] = images
-    factor = max(1, round(WIDTH / (columns * (cells.shape[3] + _GAP))))
+    factor = max(1, round((WIDTH / columns - _GAP) / cells.shape[3]))
     cells = F.interpolate(cells, scale_factor=factor, mode="nearest")
     return _image(make_grid(cells, nrow=columns, padding=_GAP, pad_value=1.0), grey=images.shape[1] == 1)
 
@@ -80,4 +80,5 @@ def _cells(generator: Generator, rows: int, columns: int) -> Tensor:
 def _image(picture: Tensor, grey: bool) -> Image:
     from torchvision.transforms.functional import to_pil_image
 
-    return to_pil_image(picture[:1] if grey else picture)
+    made: Image = to_pil_image(picture[:1] if grey else picture)
+    return made

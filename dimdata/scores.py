@@ -209,13 +209,13 @@ class Results:
     A last line that was cut off while it was written does not count, and gives way to the next row.
 
     Args:
-        path: The file; made when the first row comes. None keeps rows in memory.
+        path: The file, made if it is absent. None keeps rows in memory.
         shipped: A file of rows to look up before computing, never written to; those of real-image baselines that come
             with the package unless given.
 
     Raises:
         FormatError: If a line of the file is no row.
-        WorldError: If the file cannot be read.
+        WorldError: If the file cannot be read or written.
     """
 
     def __init__(self, path: str | Path | None = None, shipped: Path = SHIPPED) -> None:
@@ -223,9 +223,17 @@ class Results:
         self.rows: dict[str, Row] = {}
         self.shipped = {row.key: row for row in read_rows(shipped)} if shipped.is_file() else {}
         self._end: int | None = None  # where the last whole line ends, until the first row is added
-        if self.path is not None and self.path.exists():
-            self.rows.update((row.key, row) for row in read_rows(self.path))
-            self._end = self.path.read_bytes().rfind(b"\n") + 1
+        if self.path is not None:
+            self._open(self.path)
+
+    def _open(self, path: Path) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.open("ab").close()  # a place that cannot be written is found now, not after the first student
+            self._end = path.read_bytes().rfind(b"\n") + 1
+        except OSError as error:
+            raise world_error(error, f"Writing {path}") from error
+        self.rows.update((row.key, row) for row in read_rows(path))
 
     def find(self, key: str) -> Row | None:
         """Return the row of a key; a shipped one is copied into the file, which then stands by itself."""
@@ -237,7 +245,6 @@ class Results:
         """Keep a row, in the file at once."""
         if self.path is not None:
             try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
                 with self.path.open("ab") as file:
                     if self._end is not None:
                         file.truncate(self._end)

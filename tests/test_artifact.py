@@ -380,7 +380,24 @@ def test_local_names(tmp_path: Path, table: TableGenerator, monkeypatch: pytest.
         artifact.load("owner")
 
 
-@pytest.mark.parametrize("source", ["", "a/b/c", "a b", "owner/", "/owner\0", "-x", "hf://a/b", "a\\b", "x" * 5000, "x" * 5000 + "/y", 3, None, b"./x"])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "",
+        "a/b/c",
+        "a b",
+        "owner/",
+        "/owner\0",
+        "-x",
+        "hf://a/b",
+        "a\\b",
+        "x" * 5000,
+        "x" * 5000 + "/y",
+        3,
+        None,
+        b"./x",
+    ],
+)
 def test_malformed_names_are_refused(source: Any) -> None:
     with pytest.raises(DimdataError) as caught:
         artifact.load(source)

@@ -108,7 +108,7 @@ def test_soft_targets_are_distributions():
     assert torch.equal(data.__getitems__([1, 2])[1][1], soft[2])
     assert torch.equal(data[[1, 2]][1], soft[1:3])
     assert torch.equal(data.targets, soft.argmax(1))
-    images, targets = next(iter(DataLoader(data, batch_size=4)))
+    _, targets = next(iter(DataLoader(data, batch_size=4)))
     assert torch.equal(targets, soft[:4])
 
 
@@ -270,7 +270,7 @@ def test_a_state_before_the_first_pass_is_the_first_pass():
 
 def test_a_state_of_another_seed_is_refused():
     data = GeneratedDataset(echo(), ipc=4, seed=3)
-    with pytest.raises(ArgumentError, match="seed 0.*seed 3"):
+    with pytest.raises(ArgumentError, match=r"seed 0.*seed 3"):
         data.load_state_dict(GeneratedDataset(echo(), ipc=4).state_dict())
     with pytest.raises(ArgumentError, match="lacks base, epoch, looks"):
         data.load_state_dict({"seed": 3})
@@ -361,6 +361,8 @@ def test_items_serve_in_autograd_and_in_place():
 def test_autocast_and_inference_mode_of_the_loop_change_nothing():
     data = GeneratedDataset(network(), ipc=2, draw="fixed")
     plain, _ = data[list(range(20))]
+    index = torch.arange(20)
+    assert torch.equal(plain, data.generator.draw(latents.latents(0, 0, index, 8), index)[0])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(data[list(range(20))][0], plain)
     with torch.inference_mode():
@@ -465,7 +467,9 @@ def test_a_sampler_of_batches_in_a_plain_loader_is_the_same():
 
 
 def test_normalized():
-    data, plain = (GeneratedDataset(network((3, 8, 8)), ipc=1, draw="fixed", output=o) for o in ("normalized", "tensor"))
+    data, plain = (
+        GeneratedDataset(network((3, 8, 8)), ipc=1, draw="fixed", output=o) for o in ("normalized", "tensor")
+    )
     expected = (plain[3][0] - 0.4) / 0.2
     assert torch.allclose(data[3][0], expected, atol=1e-6)
     assert torch.allclose(data[[3]][0][0], expected, atol=1e-5)
@@ -571,7 +575,7 @@ def test_a_batch_transform_sees_each_batch_once_in_the_output_form_before_transf
 
 @pytest.mark.parametrize("ipc", [0, -1, 1.0, 2.5, True, "10", 2**41, float("nan")])
 def test_no_ipc(ipc):
-    with pytest.raises(ArgumentError, match="ipc is .* from 1 to 109,951,162,777"):
+    with pytest.raises(ArgumentError, match=r"ipc is .* from 1 to 109,951,162,777"):
         GeneratedDataset(network(), ipc=ipc)
 
 
@@ -588,7 +592,7 @@ def test_unlimited_images_need_an_ipc():
 
 def test_ipc_beyond_a_table():
     assert len(GeneratedDataset(table(rows=6, classes=3), ipc=2)) == 6
-    with pytest.raises(ArgumentError, match="6 images of 3 classes.* from 1 to 2"):
+    with pytest.raises(ArgumentError, match=r"6 images of 3 classes.* from 1 to 2"):
         GeneratedDataset(table(rows=6, classes=3), ipc=3)
     with pytest.raises(ArgumentError, match=r"2 images of 3 classes.*Leave ipc out"):
         GeneratedDataset(table(rows=6, classes=3, stages=(2, 4)), ipc=1, stage=1)
@@ -611,7 +615,7 @@ def test_a_misspelt_output_is_mended():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA device")
 def test_cuda_where_there_is_none():
-    with pytest.raises(DeviceError, match='cuda was asked for.*device="cpu"'):
+    with pytest.raises(DeviceError, match=r'cuda was asked for.*device="cpu"'):
         GeneratedDataset(network(), ipc=1, device="cuda")
 
 
@@ -657,7 +661,7 @@ def test_a_gpu_draws_whole_batches():
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 def test_a_gpu_in_a_worker_is_refused_with_two_ways_out(context):
     data = GeneratedDataset(echo(), ipc=5, device="cuda")
-    with pytest.raises(DeviceError, match="num_workers=0.*device=.cpu"):
+    with pytest.raises(DeviceError, match=r"num_workers=0.*device=.cpu"):
         data.loader(16, num_workers=2)
-    with pytest.raises(DeviceError, match="worker process[\\s\\S]*num_workers=0"):
+    with pytest.raises(DeviceError, match=r"worker process[\s\S]*num_workers=0"):
         next(iter(DataLoader(data, batch_size=4, num_workers=1, multiprocessing_context=context)))

@@ -83,17 +83,17 @@ def test_a_run_leaves_a_generator_metrics_and_grids(tmp_path):
 
 
 def test_distilled_digits_beat_as_many_random_real_images(tmp_path):
-    """One image per class: 100 epochs of fresh draws against the same ten real images, one budget for both."""
+    """One image per class: 60 epochs of fresh draws against the same ten real images, one budget for both."""
     folder = run(
         tmp_path / "run",
-        steps=900,
-        settings={**TINY, "network": {"width": 32, "mid": 24, "stem": 16}, "critic": 24, "latent": 16},
+        steps=400,
+        settings={**TINY, "match_share": 0.1, "critic": 16},
     )
     real = load_real("digits")
     engine = Engine.of("cpu", "fp32", "off")
-    recipe = make_config(DimConfig, {"recipe": {"legs": [{"epochs": 100, "batch_size": 10, "lr": 0.05}]}}).recipe
+    recipe = make_config(DimConfig, {"recipe": {"legs": [{"epochs": 60, "batch_size": 10, "lr": 0.05}]}}).recipe
     scores = {"generated": [], "random": []}
-    for seed in range(3):
+    for seed in range(2):
         for name, source in (("generated", artifact.load(folder)), ("random", random_real(real, 1, seed, recipe))):
             trained = train("convnet2-w16", source, ipc=1, recipe=recipe, seed=seed, engine=engine)
             scores[name].append(

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-
 import pytest
 import torch
 from conftest import make_network, make_table
@@ -68,7 +67,7 @@ def test_all_files_come_from_one_commit(hub: Hub, options: dict[str, Any]) -> No
     files = [request for request in hub.requests if "/resolve/" in request]
     assert files
     assert all(f"/resolve/{SECOND}/" in request for request in files)
-    assert len([request for request in hub.requests if request.endswith("/revision/main") or request.endswith(REPO)]) == 1
+    assert len([request for request in hub.requests if request.endswith(("/revision/main", REPO))]) == 1
 
 
 def test_a_pinned_commit_in_the_cache_needs_no_request(hub: Hub, options: dict[str, Any]) -> None:
@@ -125,7 +124,12 @@ def test_errors(
     ],
 )
 def test_faults(
-    hub: Hub, options: dict[str, Any], fault: str, error: type[DimdataError], message: str, monkeypatch: pytest.MonkeyPatch
+    hub: Hub,
+    options: dict[str, Any],
+    fault: str,
+    error: type[DimdataError],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     hub.faults[REPO] = fault
     with pytest.raises(error, match=message):

@@ -153,7 +153,7 @@ def test_two_loaders_at_once_on_one_dataset_never_repeat_an_image():
     for _ in range(3):
         for (a, _), (b, _) in zip(*loaders, strict=True):
             for images in (a, b):
-                draws = set(zip(epochs_of(images), index_of(images).tolist(), strict=True))
+                draws = set(zip(epochs_of(images, most=60), index_of(images).tolist(), strict=True))
                 assert not draws & seen
                 seen |= draws
     assert all(epoch >= 0 for epoch, _ in seen)

@@ -217,7 +217,9 @@ def test_shipped_rows_are_found_and_copied(rows: list[Row], tmp_path: Path) -> N
     assert shipped.read_bytes() == before
 
 
-def test_a_place_that_cannot_be_written_is_named(rows: list[Row], tmp_path: Path) -> None:
+def test_a_place_that_cannot_be_written_is_named_at_once(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(WorldError, match="file"):
-        Results(tmp_path / "file" / "rows.jsonl").add(rows[0])
+        Results(tmp_path / "file" / "rows.jsonl")
+    with pytest.raises(WorldError, match=str(tmp_path)):
+        Results(tmp_path)

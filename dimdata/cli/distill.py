@@ -116,7 +116,7 @@ def run(
         output.emit_json({"generator": str(made), **read_config(made).to_json()})
         return
     output.line(made)
-    shown = str(made) if made.is_absolute() else f"./{made}"
+    shown = str(folder / "generator") if folder.is_absolute() else f"./{folder / 'generator'}"
     output.note(f"Next: dimdata evaluate {shlex.quote(shown)} --ipc 10 --real {shlex.quote(data)}")
 
 
@@ -135,6 +135,7 @@ def _plan(
     from dimdata.distill.config import make_config
     from dimdata.distill.method import METHODS
     from dimdata.engine import Engine
+    from dimdata.report import size
 
     kind = METHODS[method]
     chosen = make_config(kind.Config, config, given)
@@ -174,8 +175,8 @@ def _plan(
             "data": f"{real.name}: {len(real.train):,} images {shape} of {real.num_classes} classes",
             "method": method,
             "budget": f"{budget} ({each})",
-            "generator": f"{plan['generator']['parameters']:,} parameters, {output.size(generator.nbytes)} stored",
-            "memory": f"{output.size(memory['images_bytes'])} of real images, {output.size(memory['state_bytes'])} of "
+            "generator": f"{plan['generator']['parameters']:,} parameters, {size(generator.nbytes)} stored",
+            "memory": f"{size(memory['images_bytes'])} of real images, {size(memory['state_bytes'])} of "
             "networks and optimisers, and the activations of a step",
             "machine": ", ".join(f"{key} {value}" for key, value in plan["machine"].items()),
             "config": "\n".join(f"{key} = {value}" for key, value in plan["config"].items() if key != "recipe"),

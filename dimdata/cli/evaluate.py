@@ -74,7 +74,7 @@ def run(
     if json:
         output.emit_json([score.to_json() | {"share": score.share} for score in scores])
         return
-    output.show(table(scores))
+    output.show(table(scores), keep=3)
     for text in notes(scores):
         output.note(text)
 
@@ -93,7 +93,7 @@ def _counts(text: str) -> list[int]:
 
 
 def _tell(row: Row) -> None:
-    what = row.name if row.what == "generator" else f"{row.what} real"
+    what = "generator" if row.what == "generator" else f"{row.what} real"
     budget = f"IPC {row.ipc}" if row.ipc is not None else f"{row.images} images"
     output.note(
         f"{what}, {row.student}, {budget} {row.draw}, seed {row.seed}: {row.accuracy:.2f} % "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from dimdata.cli import options, output
@@ -22,10 +23,15 @@ def run(name: options.Name, json: options.Json = False) -> None:
         output.emit_json({"name": name, "folder": str(folder), "files": files, **config.to_json()})
         return
     output.facts({"name": name, "folder": folder, **_facts(config, files)})
+    if config.provenance:
+        output.line()
+        output.facts({str(key).replace("_", " "): _short(value) for key, value in config.provenance.items()})
     _scores(config)
 
 
 def _facts(config: ArtifactConfig, files: dict[str, int]) -> dict[str, object]:
+    from dimdata.report import size
+
     spec = config.generator
     low, high = spec.value_range
     facts: dict[str, object] = {
@@ -39,13 +45,12 @@ def _facts(config: ArtifactConfig, files: dict[str, int]) -> dict[str, object]:
         "targets": spec.targets,
         "normalize": f"mean {_numbers(spec.mean)}, std {_numbers(spec.std)}",
         "recipe": "\n".join(leg.describe() for leg in config.recipe.legs),
-        "files": "\n".join(f"{file} {output.size(count)}" for file, count in files.items()),
+        "files": "\n".join(f"{file} {size(count)}" for file, count in files.items()),
         "sha256": config.weights.sha256,
         "format": config.format,
     }
     if spec.flags:
         facts["flags"] = ", ".join(spec.flags)
-    facts |= {f"made: {key}": _short(value) for key, value in config.provenance.items()}
     return facts
 
 
@@ -58,10 +63,9 @@ def _numbers(values: tuple[float, ...]) -> str:
 
 
 def _short(value: Any) -> str:
-    """Return a value of the provenance in a few lines; `--json` has all of it."""
-    if isinstance(value, dict):
-        pairs = [f"{key} {item}" for key, item in value.items() if not isinstance(item, dict | list)]
-        return "\n".join(pairs)
+    """Return a value of the provenance in one line; `--json` has all of it."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {item}" for key, item in value.items() if not isinstance(item, Mapping | list))
     return str(value)
 
 
@@ -72,6 +76,6 @@ def _scores(config: ArtifactConfig) -> None:
     scores = [Score.from_json(score, keep_unknown=True) for score in config.scores if "mean" in score]
     if scores:
         output.line()
-        output.show(table(scores))
+        output.show(table(scores), keep=3)
         for text in notes(scores):
             output.note(text)

@@ -26,17 +26,20 @@ def run(
     if json:
         output.emit_json(found)
         return
-    for number, rows in enumerate(found.values()):
+    for number, (kind, rows) in enumerate(found.items()):
         if number:
             output.line()
         if rows:
-            output.table(list(rows[0]), [list(row.values()) for row in rows])
+            output.table([*rows[0]], [[*row.values()] for row in rows])
         else:
-            output.note("There are none.")
+            output.note(f"There are no {kind}.")
+        if kind == "students":
+            output.note("Any other ConvNet is called by its size: convnet4-w64-bn.")
 
 
 def _generators() -> list[dict[str, Any]]:
     from dimdata.artifact import bundled, read_config
+    from dimdata.report import size
 
     rows = []
     for name, folder in bundled().items():
@@ -47,7 +50,7 @@ def _generators() -> list[dict[str, Any]]:
             "dataset": spec.dataset,
             "classes": spec.num_classes,
             "shape": "x".join(map(str, spec.image_shape)),
-            "stored": output.size(config.weights.bytes),
+            "stored": size(config.weights.bytes),
         }
         for ipc in (1, 10, 50):
             row[f"IPC {ipc}"] = next((s["mean"] for s in config.scores if _is_headline(s, ipc)), "-")
@@ -83,7 +86,7 @@ def _students() -> list[dict[str, Any]]:
         with torch.device("meta"):
             network = factory((3, 32, 32), 10)
         count = sum(parameter.numel() for parameter in network.parameters())
-        rows.append({"name": name, "parameters": f"{count:,}", "what it is": _first_sentence(type(network))})
+        rows.append({"name": name, "parameters (3x32x32, 10 classes)": f"{count:,}"})
     return rows
 
 

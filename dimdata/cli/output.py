@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +18,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 QUIET_SECONDS = 5.0  # between two lines of progress where there is no terminal
-UNFOLDED = 250  # columns
 
 Report = Callable[[Mapping[str, Any]], None]
 
@@ -40,33 +42,52 @@ def emit_json(data: Any) -> None:
     print(json.dumps(data, indent=2, ensure_ascii=True), flush=True)
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print rows in aligned columns; numbers are set flush right."""
-    cells = [[plain(cell).replace("\n", " ") for cell in row] for row in rows]
-    right = [all(_numeric(row[i]) for row in cells) and bool(cells) for i in range(len(header))]
-    widths = [max(len(row[i]) for row in [list(header), *cells]) for i in range(len(header))]
-    for row in [list(header), *cells]:
-        padded = [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)]
-        print("  ".join(padded).rstrip(), flush=True)
+def table(header: Sequence[str], rows: Iterable[Sequence[object]], keep: int = 1) -> None:
+    """Print rows in aligned columns; numbers are set flush right.
 
-
-def show(made: Table) -> None:
-    """Print a table of rich; where there is no terminal, its lines are never folded."""
-    from rich.console import Console
-
-    width = None if sys.stdout.isatty() else UNFOLDED
-    Console(file=sys.stdout, width=width, highlight=False, markup=False, emoji=False).print(made)
+    Args:
+        header: Names of the columns.
+        rows: Values.
+        keep: On a terminal that is too narrow, the columns are printed in several parts; each begins with so many of
+            the first ones.
+    """
+    lines = [[plain(cell).replace("\n", " ") for cell in row] for row in (header, *rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    right = [all(_numeric(cell) for cell in column[1:]) for column in zip(*lines, strict=True)]
+    room = shutil.get_terminal_size().columns if sys.stdout.isatty() else math.inf
+    for number, part in enumerate(_parts(widths, keep, room)):
+        if number:
+            print()
+        for cells in lines:
+            padded = [cells[i].rjust(widths[i]) if right[i] else cells[i].ljust(widths[i]) for i in part]
+            print("  ".join(padded).rstrip())
     sys.stdout.flush()
 
 
+def _parts(widths: Sequence[int], keep: int, room: float) -> list[list[int]]:
+    """Return which columns go side by side."""
+    first = list(range(keep))
+    parts = [first]
+    for i in range(keep, len(widths)):
+        if sum(widths[j] + 2 for j in parts[-1]) + widths[i] > room and len(parts[-1]) > keep:
+            parts.append(first)
+        parts[-1] = [*parts[-1], i]
+    return parts
+
+
+def show(made: Table, keep: int) -> None:
+    """Print a table of rich as `table` does."""
+    table([str(column.header) for column in made.columns], zip(*(c.cells for c in made.columns), strict=True), keep)
+
+
 def facts(pairs: Mapping[str, object]) -> None:
-    """Print one fact a line; long ones continue under their beginning."""
-    width = max(len(name) for name in pairs)
+    """Print one fact a line; long ones are folded and continue under their beginning."""
+    indent = max(len(name) for name in pairs) + 2
+    width = max(shutil.get_terminal_size().columns - indent, 40)
     for name, value in pairs.items():
-        first, *rest = plain(value).split("\n")
-        print(f"{name:{width}}  {first}".rstrip())
-        for more in rest:
-            print(f"{'':{width}}  {more}")
+        lines = [part for text in plain(value).split("\n") for part in textwrap.wrap(text, width) or [""]]
+        for number, part in enumerate(lines):
+            print(f"{'' if number else plain(name):{indent}}{part}".rstrip())
     sys.stdout.flush()
 
 
@@ -86,11 +107,6 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def size(count: float) -> str:
-    """Return a number of bytes as people say it."""
-    return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
-
-
 @contextmanager
 def progress() -> Iterator[Report]:
     """Show progress on stderr: a bar on a terminal, else a line every few seconds.
@@ -104,13 +120,14 @@ def progress() -> Iterator[Report]:
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
+    from rich.table import Column
 
     console = Console(file=sys.stderr, highlight=False, markup=False, emoji=False)
     columns = (
         TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=20),
-        TextColumn("{task.completed:.0f}/{task.total:.0f}", markup=False),
-        TextColumn("{task.fields[details]}", markup=False),
+        BarColumn(bar_width=16, table_column=Column(min_width=16)),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}", markup=False, table_column=Column(no_wrap=True)),
+        TextColumn("{task.fields[details]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
     )
     with Progress(*columns, console=console, redirect_stdout=False) as bars:
         bar = bars.add_task("", total=1, details="", visible=False)

@@ -25,19 +25,21 @@ def run(
 ) -> None:
     """Make a generator of stored images: any published distilled set, or a choice of real images.
 
-    Give --mean and --std of the real images where they are known: without, those of the stored images are used.
+    Images are normalised by --mean and --std, else as the --dataset is if dimdata knows it, else by the stored images.
 
     Example: dimdata wrap images.npz ./mine --dataset cifar10
     """
     from dimdata.artifact import read_config, save
     from dimdata.preview import png
+    from dimdata.real.known import KNOWN
     from dimdata.wrap import wrap_npz
 
+    known = KNOWN.get(dataset)
     generator = wrap_npz(
         images,
         classes=None if classes is None else [name.strip() for name in classes.split(",")],
-        mean=_numbers("mean", mean),
-        std=_numbers("std", std),
+        mean=_numbers("mean", mean) or (known.mean if known else None),
+        std=_numbers("std", std) or (known.std if known else None),
         dataset=dataset,
     )
     folder = save(generator, out, provenance={"wrapped": images.name}, preview=png(generator))
@@ -56,5 +58,5 @@ def _numbers(name: str, text: str | None) -> list[float] | None:
         return [float(word) for word in text.split(",")]
     except ValueError:
         raise ArgumentError(
-            f"--{name} is {text!r:.80}, not a list of numbers.", "Write --mean 0.49,0.48,0.45."
+            f"--{name} is {text!r:.80}, not a list of numbers.", f"Write --{name} 0.49,0.48,0.45."
         ) from None

@@ -181,7 +181,7 @@ def _flat(prefix: str, value: Any) -> dict[str, Any]:
 
 def _compare(old: Plan, new: Plan) -> None:
     """Refuse a resumed run that differs in more than budget and machine."""
-    budget = ("steps", "minutes")
+    budget = ("steps", "minutes", "config.default_steps")
     ours, theirs = (
         {key: value for key, value in _flat("", plan.to_json()).items() if key not in budget} for plan in (old, new)
     )

@@ -31,9 +31,13 @@ def pack_optimizer(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, T
 
 def unpack_optimizer(prefix: str, optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> None:
     """Restore an optimiser from packed tensors; without any, as if it had never taken a step."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     values: dict[int, dict[str, Tensor]] = {}
     for name, tensor in state.items():
         if name.startswith(f"{prefix}."):
             number, key = name.removeprefix(f"{prefix}.").split(".", 1)
-            values.setdefault(int(number), {})[key] = tensor
+            like = parameters[int(number)]
+            # Fused optimisers walk through memory, so moments must lie in the order of their parameters.
+            moment = torch.empty_like(like).copy_(tensor) if tensor.shape == like.shape else tensor
+            values.setdefault(int(number), {})[key] = moment
     optimizer.load_state_dict({"state": values, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -144,7 +144,7 @@ class SubpixelNet(Architecture):
     def forward(self, latent: Tensor, label: Tensor) -> Tensor:
         """Map latents `[B, Z]` and labels int64 `[B]` to images `[B, C, H, W]`."""
         x = self.project(latent) + self.label(label)
-        x = x.view(len(x), -1, *self.base).contiguous(memory_format=torch.channels_last)
+        x = x.unflatten(1, (-1, *self.base)).contiguous(memory_format=torch.channels_last)
         x = F.relu(self.stem_affine(x, label))
         x = F.relu(self.body_affine(self.body(x), label))
         for step, (conv, affine) in enumerate(zip(self.up, self.up_affine, strict=True)):

@@ -7,6 +7,7 @@ Everything is rendered from `config.json`, so a card can be made anew at any tim
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -130,7 +131,7 @@ def _title(config: ArtifactConfig, name: str, source: Source, preview: bool) -> 
         f"# {escape(name)}",
         f"{escape(source.title)}, distilled by {escape(spec.method)} into {size(config.weights.bytes)}: {images} of "
         f"{height}x{width} pixels and {channels} channel{'s' * (channels > 1)} in {spec.num_classes} classes "
-        f"({shown}), for [dimdata](https://pypi.org/project/dimdata/).",
+        f"({shown}), for `dimdata`.",
     ]
     if "poisoned" in spec.flags:
         lines.insert(1, "**Poisoned: students trained on this generator misbehave on purpose. For research only.**")
@@ -140,23 +141,23 @@ def _title(config: ArtifactConfig, name: str, source: Source, preview: bool) -> 
 
 
 def _usage(config: ArtifactConfig, name: str) -> str:
-    ipc = "" if config.generator.images is not None else ", ipc=10"
-    return f"""## Use
-
-```bash
-pip install dimdata
-```
-
-```python
-from torch.utils.data import DataLoader
+    stored = config.generator.images is not None
+    quoted = f'"{name}"' if re.fullmatch(r"[\w./ -]+", name) else repr(name)
+    code = f"""from torch.utils.data import DataLoader
 from dimdata import GeneratedDataset
 
-dataset = GeneratedDataset({name!r}{ipc})
+dataset = GeneratedDataset({quoted}{"" if stored else ", ipc=10"})
 for images, labels in DataLoader(dataset, batch_size=64, shuffle=True):
-    images = dataset.normalize(images)  # apply it to real test images, too
-```
-
-Train an ordinary student on it and see its accuracy on real images: `dimdata train {_code(name)}`"""
+    images = dataset.normalize(images)  # apply it to real test images, too"""
+    commands = f"pip install dimdata\ndimdata train {shlex.quote(name)}{'' if stored else ' --ipc 10'}"
+    return "\n\n".join(
+        [
+            "## Use",
+            _fenced(code, "python"),
+            "Or train a student by the recipe, and see its accuracy on real images:",
+            _fenced(commands, "bash"),
+        ]
+    )
 
 
 def _scores(scores: Sequence[Score]) -> str:
@@ -242,8 +243,9 @@ def _limits(config: ArtifactConfig, scores: Sequence[Score]) -> str:
         )
     shares = [score.share for score in scores if score.share is not None]
     if shares:
+        reached = dict.fromkeys(f"{share:.1f}" for share in (min(shares), max(shares)))
         lines.append(
-            f"Students reach {min(shares):.1f} to {max(shares):.1f} % of what the same number of distinct real "
+            f"Students reach {' to '.join(reached)} % of what the same number of distinct real "
             "images gives. Where real images are at hand, train on them."
         )
     lines.append(
@@ -256,8 +258,8 @@ def _limits(config: ArtifactConfig, scores: Sequence[Score]) -> str:
 
 
 def _kept(previous: str | None) -> str:
-    blocks = KEEP.findall(previous or "")
-    return "\n\n".join(f"<!-- keep -->{block}<!-- /keep -->" for block in blocks)
+    body = re.sub(r"\A---\n.*?\n---\n", "", previous or "", count=1, flags=re.DOTALL)
+    return "\n\n".join(f"<!-- keep -->{block}<!-- /keep -->" for block in KEEP.findall(body))
 
 
 def _rights(source: Source) -> str:
@@ -270,13 +272,9 @@ def _citation(config: ArtifactConfig, source: Source) -> str:
     return "## Citation\n\n" + _fenced("\n\n".join(entries), "bibtex") if entries else ""
 
 
-def _code(value: str) -> str:
-    """Return text that may stand between single backticks, in one line."""
-    return " ".join(value.split()).replace("`", "'")
-
-
 def _fenced(text: str, language: str) -> str:
-    """Return a code block; its fence is longer than any run of backticks within."""
+    """Return a code block that its text cannot end, and in which no marker of kept text can hide."""
+    text = text.replace("<!--", "<! --")
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{text}\n{fence}"

@@ -88,7 +88,7 @@ class Source:
         device: Where images are drawn.
 
     Raises:
-        ArgumentError: If a dataset comes with images per class or transforms.
+        ArgumentError: If a dataset comes with images per class or transforms, or there is no such stage.
         DimdataError: If the source cannot be found or read.
     """
 
@@ -116,6 +116,7 @@ class Source:
             from dimdata import artifact
 
             source = artifact.load(source)
+        source.view(stage=stage, draw=draw)  # an unknown stage is refused before anything is drawn
         self.generator: Generator = source
         self.ipc, self.seed, self.draw, self.stage, self.device = ipc, seed, draw, stage, device
         self._datasets: dict[int | None, GeneratedDataset] = {}

@@ -20,7 +20,7 @@ from dimdata.errors import ArgumentError
 from dimdata.generators.base import Generator
 from dimdata.recipe import Recipe
 from dimdata.spec import Spec
-from dimdata.students import Factory
+from dimdata.students import Factory, compiling
 from dimdata.students.augment import parse
 from dimdata.students.feed import Feed, Source
 from dimdata.students.legs import lr_at, optimizer_of, rates_of
@@ -35,9 +35,6 @@ OnLeg = Callable[[int, nn.Module], None]
 
 _AUGMENT = latents.stream("augment of training")
 _DROPOUT = latents.stream("dropout of training")
-
-# A batch shape is compiled where training shows it this many images: fewer are done before the compiler is.
-COMPILE_FROM = 10_000
 
 
 @dataclass(frozen=True)
@@ -118,7 +115,7 @@ def train(
     engine.place(network)
     _check_fit(network, spec, engine.device)
     run = _Run(network, engine, seed, _plan(recipe, source, engine, seed), tensors, limit_steps, on_step)
-    with _own_randomness(engine.device, latents.fold(_DROPOUT, seed)), _room_for_shapes(engine):
+    with _own_randomness(engine.device, latents.fold(_DROPOUT, seed)), compiling.room_for_shapes(engine):
         network.train()
         for number in range(len(run.feeds)):
             run.leg(number)
@@ -171,7 +168,7 @@ class _Run:
         self.rates = [rates_of(feed.leg, feed.steps, tensors) for feed in feeds]
         compiled = engine.compile(_loss)
         worth = _images_by_size(feeds, self.total)
-        self.losses = {size: compiled if count >= COMPILE_FROM else _loss for size, count in worth.items()}
+        self.losses = {size: compiled if count >= compiling.COMPILE_FROM else _loss for size, count in worth.items()}
         shape = feeds[0].dataset.image_shape
         # Every step reads its images from here: one address and one memory order for each batch size.
         self.buffers = {
@@ -275,14 +272,4 @@ def _own_randomness(device: torch.device, key: int) -> Iterator[None]:
         if cuda:
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(key)
-        yield
-
-
-@contextlib.contextmanager
-def _room_for_shapes(engine: Engine) -> Iterator[None]:
-    """Let one process compile for more networks and batch sizes than the compiler's own limit of 8."""
-    if not engine.compiled:
-        yield
-        return
-    with torch._dynamo.config.patch(recompile_limit=64):
         yield

@@ -1,0 +1,66 @@
+"""Turn a finished run into a bundled generator: scores, nearest-image check, hold-out, card.
+
+    python tests/benchmarks/build_zoo.py dim-mnist runs/dim-mnist/generator --real mnist --rows mnist.jsonl
+
+ROWS is what `dimdata evaluate --output` wrote. Nothing is computed that a row does not hold, except the distance of
+draws to their nearest training images.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+import dimdata.artifact as artifact
+from dimdata import latents, preview
+from dimdata.hub.card import card
+from dimdata.nearest import nearest_check
+from dimdata.real import load_real, subset
+from dimdata.scores import aggregate, read_rows
+
+ZOO = Path(artifact.__file__).parent / "zoo"
+HOLDOUT_PER_CLASS = 100
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--real", required=True)
+    parser.add_argument("--root")
+    parser.add_argument("--rows", type=Path, nargs="*", default=[])
+    parser.add_argument("--holdout", action="store_true", help="bundle 1,000 real test images")
+    parser.add_argument("--gain", type=Path, help="JSON with the measured gain of the matching phase")
+    arguments = parser.parse_args()
+
+    generator = artifact.load(arguments.folder)
+    real = load_real(arguments.real, root=arguments.root)
+    assert real.test is not None
+    rows = [row for path in arguments.rows for row in read_rows(path)]
+    scores = aggregate(rows)
+    provenance = dict(artifact.read_config(arguments.folder).provenance)
+    order = latents.permutation(latents.stream("zoo.nearest"), len(real.test.labels))[:1000]
+    held_out = real.test.images[order]
+    provenance["nearest"] = nearest_check(generator, real.train.images, held_out, count=1000, seed=0).to_json()
+    if arguments.gain:
+        provenance["matching_gain"] = json.loads(arguments.gain.read_text())
+    holdout = None
+    if arguments.holdout:
+        part = subset(real.test, HOLDOUT_PER_CLASS, seed=0)
+        holdout = {"images": part.images, "labels": part.labels.to(torch.int64)}
+    target = ZOO / arguments.name
+    facts = {
+        "provenance": provenance,
+        "scores": [score.to_json() for score in scores],
+        "preview": preview.png(generator),
+        "holdout": holdout,
+    }
+    artifact.save(generator, target, **facts)
+    text = card(artifact.read_config(target), scores, name=arguments.name)
+    artifact.save(generator, target, card=text, **facts)
+    print(f"{target}: {sum(file.stat().st_size for file in target.iterdir()):,} bytes, {len(scores)} scores")
+
+
+if __name__ == "__main__":
+    main()
