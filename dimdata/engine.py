@@ -1,4 +1,4 @@
-"""Where and how numbers are computed: device, precision, compilation, processes."""
+"""Where and how numbers are computed: device, precision, compilation."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import ctypes
 import logging
 import platform
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dimdata.errors import ArgumentError, DeviceError
 
@@ -29,15 +29,11 @@ class Engine:
         device: Where tensors live.
         bf16: Whether convolutions and products run in bfloat16 under autocast.
         compiled: Whether hot functions go through `torch.compile`.
-        rank: This process among `world`.
-        world: Processes that share one run.
     """
 
     device: torch.device
     bf16: bool = False
     compiled: bool = False
-    rank: int = 0
-    world: int = 1
 
     @classmethod
     def of(cls, device: str = "auto", precision: str = "auto", compile: str = "auto") -> Engine:
@@ -62,7 +58,7 @@ class Engine:
         chosen = find_device(device)
         compiled = compile == "on" or (compile == "auto" and _can_compile(chosen))
         bf16 = precision == "bf16" or (precision == "auto" and _fast_bf16(chosen, compiled))
-        return cls(device=chosen, bf16=bf16, compiled=compiled, **_processes())
+        return cls(device=chosen, bf16=bf16, compiled=compiled)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context in which networks run."""
@@ -78,20 +74,6 @@ class Engine:
         """Move a module to the device, in the memory order that convolutions run fastest in."""
         return module.to(self.device).to(memory_format=torch.channels_last)
 
-    def average_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Average gradients over the processes, in place; with one process, do nothing.
-
-        Models are not wrapped: one flat buffer is reduced, which also serves unrolled optimisation.
-        """
-        if self.world == 1:
-            return
-        from accelerate.utils import reduce
-
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        flat = reduce(torch.cat([g.flatten() for g in gradients]), "mean")
-        for gradient, piece in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(piece.view_as(gradient))
-
     def describe(self) -> dict[str, Any]:
         """Return the facts that bit-identical repetition depends on."""
         return {
@@ -99,7 +81,6 @@ class Engine:
             "precision": "bf16" if self.bf16 else "fp32",
             "compiled": self.compiled,
             "threads": torch.get_num_threads(),
-            "processes": self.world,
             "torch": torch.__version__,
         }
 
@@ -155,12 +136,6 @@ def _can_compile(device: torch.device) -> bool:
     if device.type == "cpu":
         return platform.system() == "Linux" and shutil.which("g++") is not None
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0)
-
-
-def _processes() -> dict[str, int]:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return {"rank": torch.distributed.get_rank(), "world": torch.distributed.get_world_size()}
-    return {}
 
 
 def _device_name(device: torch.device) -> str:

@@ -96,7 +96,7 @@ class Record:
     unknown: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for name, kind in _hints(type(self)).items():
+        for name, kind in _hints(type(self)).items():  # type: ignore[arg-type]
             if name != "unknown":
                 object.__setattr__(self, name, _convert(getattr(self, name), kind, f"{self.label()}.{name}"))
         self.check()
@@ -127,7 +127,7 @@ class Record:
             required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
             if required and name not in data:
                 raise FormatError(f"{where} lacks the field {name!r}.")
-        kinds = _hints(cls)
+        kinds = _hints(cls)  # type: ignore[arg-type]
         known = {
             name: _convert(data[name], kinds[name], f"{where}.{name}", keep_unknown) for name in fields if name in data
         }

@@ -21,7 +21,7 @@ from dimdata.distill.method import METHODS, Losses, Method, Phase
 from dimdata.distill.pool import Pool, pool_key
 from dimdata.distill.state import pack_module, pack_optimizer, unpack_module, unpack_optimizer
 from dimdata.engine import Engine
-from dimdata.generators.base import Generator
+from dimdata.generators.base import Generator, shapes_only
 from dimdata.generators.network import NetworkGenerator, build
 from dimdata.real import Batches, RealData
 from dimdata.recipe import Leg, Recipe
@@ -152,11 +152,12 @@ class DiM(Method):
             network = build(self.spec)
             critic = Discriminator(real.image_shape[0], config.critic, real.num_classes)
         self.network, self.critic = engine.place(network), engine.place(critic)
-        self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(config.ema))
+        self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(config.ema))  # type: ignore[no-untyped-call]
         self.optimizers = {
             name: torch.optim.Adam(module.parameters(), lr=config.lr, betas=(0.0, 0.99), fused=True)
             for name, module in (("network", self.network), ("critic", self.critic))
         }
+        self._lr = config.lr
         self.game = ADVERSARIAL[config.adversarial]
         self.augment = parse(config.augment)
         self.match_augment = parse(config.match_augment)
@@ -194,7 +195,8 @@ class DiM(Method):
 
     def _fake_(self, latent: Tensor, labels: Tensor) -> Tensor:
         with self.engine.autocast():
-            return self.network(latent, labels)
+            images: Tensor = self.network(latent, labels)
+        return images
 
     def _critic_loss_(self, real: Tensor, fake: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the critic's loss, and its scores of the real images."""
@@ -219,14 +221,13 @@ class DiM(Method):
     _distance = 0.05  # of the finite difference, in image units: a few grey levels
 
     def _noise(self, purpose: str, step: int, count: int, size: int) -> Tensor:
-        key = latents.fold(latents.stream(f"dim.{purpose}"), self.seed, step, self.engine.rank)
+        key = latents.fold(latents.stream(f"dim.{purpose}"), self.seed, step)
         return latents.normal(key, torch.arange(count, device=self.engine.device), size)
 
     def _apply(self, name: str, loss: Tensor) -> None:
         optimizer = self.optimizers[name]
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.engine.average_gradients(p for group in optimizer.param_groups for p in group["params"])
+        loss.backward()  # type: ignore[no-untyped-call]
         for group in optimizer.param_groups:
             group["lr"] = self._lr
         optimizer.step()
@@ -234,7 +235,7 @@ class DiM(Method):
     def _gan_step(self, step: int, match: bool = False) -> Losses:
         left = (self.steps - step) / (self.steps * self.config.decay)
         self._lr = self.config.lr * max(0.05, min(1.0, left))
-        real, labels = self.batches.at(step * self.engine.world + self.engine.rank)
+        real, labels = self.batches.at(step)
         key = latents.fold(latents.stream("dim.augment"), self.seed, step)
         seen = self.augment(real, key)
 
@@ -293,7 +294,7 @@ class DiM(Method):
 
     def generator(self) -> Generator:
         """Return the generator with the average of its weights."""
-        with torch.device("meta"):
+        with shapes_only():
             generator = NetworkGenerator(self.spec, self.config.recipe)
         tensors = pack_module("network", self.average.module)
         return generator.restore({name: tensor.clone().contiguous() for name, tensor in tensors.items()})

@@ -21,7 +21,7 @@ class Watched(nn.Module):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.network = network
+        self.network: nn.Module = network
         linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
         if not linear:
             raise ArgumentError("A network without a linear layer cannot be in the pool.", "Choose another student.")
@@ -30,6 +30,10 @@ class Watched(nn.Module):
 
     def _keep(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self.seen.append(inputs[0])
+
+    def renew(self, network: nn.Module) -> None:
+        """Take over the weights of another network of the same kind."""
+        self.network.load_state_dict(network.state_dict())
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits `[B, K]` and features `[B, D]`, both float32."""
@@ -45,7 +49,8 @@ class Member:
     def __init__(self, place: int, source: NetworkSource, pool: Pool) -> None:
         self.place, self.source, self.pool = place, source, pool
         self.births, self.age = 0, 0
-        self.network = pool.engine.place(Watched(source.network(self._number()))).train()
+        self.network = Watched(source.network(self._number()))
+        pool.engine.place(self.network).train()
         self.optimizer = torch.optim.SGD(
             self.network.parameters(), lr=pool.lr, momentum=0.9, weight_decay=5e-4, fused=True
         )
@@ -85,12 +90,11 @@ class Member:
         if self.age >= self.limit():
             self.births += 1
             self.age = 0
-            self.network.network.load_state_dict(self.source.network(self._number()).state_dict())
+            self.network.renew(self.source.network(self._number()))
             self.optimizer.state.clear()
         loss: Tensor = self.train_loss(images, labels)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.pool.engine.average_gradients(self.network.parameters())
+        loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         self.age += 1
         return loss.detach()
@@ -138,7 +142,7 @@ class Pool:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return networks, optimisers and ages."""
-        state = {}
+        state: dict[str, Tensor] = {}
         for member in self.members:
             prefix = f"pool.{member.place}"
             state |= pack_module(f"{prefix}.network", member.network)

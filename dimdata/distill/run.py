@@ -8,7 +8,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,11 +20,12 @@ import dimdata
 from dimdata import artifact, preview
 from dimdata.distill.config import make_config
 from dimdata.distill.method import METHODS, Method, Phase
+from dimdata.distill.plan import Plan, compare, existing
 from dimdata.engine import Engine
-from dimdata.errors import INTERRUPTED, ArgumentError, FormatError, RunError
+from dimdata.errors import INTERRUPTED, ArgumentError, RunError
 from dimdata.files import world_error, write_atomic
 from dimdata.real import RealData, load_real, validation_split
-from dimdata.spec import Record, require
+from dimdata.spec import Record
 from dimdata.students.train import accuracy, train
 
 Progress = Callable[[dict[str, Any]], None]
@@ -37,42 +37,8 @@ CHECKPOINT_SECONDS = 60.0
 GRIDS = 10
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan(Record):
-    """What a run is, kept as `run.json`; what `--resume` compares.
-
-    Attributes:
-        method: Name of the method.
-        data: The real dataset.
-        fingerprint: Digest of the training images and labels.
-        config: The whole config.
-        seed: Of all noise.
-        steps: Steps of all phases.
-        minutes: The time budget the steps were derived from, if any.
-        probes: How often a student is scored on held-out training images; these are then not distilled.
-    """
-
-    method: str
-    data: str
-    fingerprint: str
-    config: Mapping[str, Any] = field(default_factory=dict)
-    seed: int
-    steps: int
-    minutes: float | None = None
-    probes: int = 0
-
-    @classmethod
-    def label(cls) -> str:
-        """The name of this record in messages."""
-        return "run"
-
-    def check(self) -> None:
-        """Refuse values out of range; see `Record.check`."""
-        require(self.steps >= 1, f"run.steps is {self.steps}; 1 or more is needed.")
-
-
 def distill(
-    data: str | os.PathLike[str] | RealData,
+    data: str | Path | RealData,
     *,
     out: str | os.PathLike[str],
     method: str = "dim",
@@ -85,7 +51,7 @@ def distill(
     precision: str = "auto",
     compile: str = "auto",
     resume: bool = False,
-    root: str | os.PathLike[str] | None = None,
+    root: str | Path | None = None,
     probes: int = 0,
     progress: Progress | None = None,
     command: str = "",
@@ -130,8 +96,8 @@ def distill(
     kind = METHODS[method]
     chosen = make_config(kind.Config, config, settings)
     engine = Engine.of(device, precision, compile)
-    old = _existing(folder, resume)
-    real = data if isinstance(data, RealData) else load_real(data, root=root)
+    old = existing(folder, resume)
+    real = load_real(data, root=root)
     if probes:
         real = validation_split(real)
     plan = Plan(
@@ -145,7 +111,7 @@ def distill(
         probes=probes,
     )
     if old:
-        _compare(old, plan)
+        compare(old, plan)
     run = Run(folder, plan, kind(chosen, real, engine, seed, plan.steps), progress, command)
     done = run.restore() if old else 0
     if minutes is not None:
@@ -153,43 +119,6 @@ def distill(
     elif done > plan.steps:
         raise RunError(f"The run has taken {done} steps, more than the {plan.steps} asked for.", "Ask for more.")
     return run.go(done)
-
-
-def _existing(folder: Path, resume: bool) -> Plan | None:
-    path = folder / "run.json"
-    if not resume:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise RunError(f"{folder} exists and is not empty.", "Add --resume to go on with it, or choose another.")
-        return None
-    if not (folder / "checkpoint.safetensors").is_file():
-        if path.is_file():  # stopped before its first checkpoint: begins anew under the same plan
-            return None
-        raise RunError(f"There is no run to resume in {folder}.", "Leave out --resume, or name the run's folder.")
-    try:
-        return Plan.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        if isinstance(error, FormatError):
-            raise
-        raise RunError(f"{path} cannot be read: {error}.", "Start the run again in another folder.") from None
-
-
-def _flat(prefix: str, value: Any) -> dict[str, Any]:
-    if isinstance(value, Mapping):
-        return {k: v for key, item in value.items() for k, v in _flat(f"{prefix}.{key}".strip("."), item).items()}
-    return {prefix: value}
-
-
-def _compare(old: Plan, new: Plan) -> None:
-    """Refuse a resumed run that differs in more than budget and machine."""
-    budget = ("steps", "minutes", "config.default_steps")
-    ours, theirs = (
-        {key: value for key, value in _flat("", plan.to_json()).items() if key not in budget} for plan in (old, new)
-    )
-    differing = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key))
-    changed = [f"{key}: {ours.get(key)} -> {theirs.get(key)}" for key in differing]
-    if changed:
-        shown = "; ".join(changed[:8]) + (f"; and {len(changed) - 8} more" if len(changed) > 8 else "")
-        raise RunError(f"The run was begun otherwise ({shown}).", "Resume it as it was begun, or start another.")
 
 
 class Run:

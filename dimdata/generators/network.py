@@ -155,4 +155,4 @@ class SubpixelNet(Architecture):
         top, left = (x.shape[2] - self.size[0]) // 2, (x.shape[3] - self.size[1]) // 2
         x = x[:, :, top : top + self.size[0], left : left + self.size[1]]
         low, high = self.value_range
-        return torch.sigmoid(x.float()) * (high - low) + low
+        return (torch.sigmoid(x.float()) * (high - low) + low).contiguous()

@@ -37,6 +37,9 @@ class TableGenerator(Generator):
     """A table of images; the row is the index, and stages lie one after another, so a prefix is a prefix of rows."""
 
     kind = "table"
+    table: Tensor
+    row_labels: Tensor | None
+    row_targets: Tensor | None
 
     def __init__(self, spec: Spec, recipe: Recipe, recipe_tensors: dict[str, Tensor] | None = None) -> None:
         super().__init__(spec, recipe, recipe_tensors)
@@ -103,7 +106,7 @@ class TableGenerator(Generator):
     def _sample_index(self, labels: Tensor, slot: Tensor) -> Tensor:
         rows = self.labels(torch.arange(int(self.spec.images or 0), device=self.device)).cpu()
         index = torch.empty_like(labels)
-        for label in labels.unique().tolist():
+        for label in set(labels.tolist()):
             own = (rows == label).nonzero().flatten()
             if not len(own):
                 raise ArgumentError(f"There is no image of class {label} ({self.spec.classes[label]}).")
@@ -166,7 +169,7 @@ def table_generator(
         method=method,
         dataset=dataset,
         classes=classes,
-        image_shape=tuple(images.shape[1:]),
+        image_shape=(images.shape[1], images.shape[2], images.shape[3]),
         mean=mean,
         std=std,
         value_range=value_range or (0.0, 1.0),

@@ -61,4 +61,5 @@ def accuracy(
 
 def _classes(network: nn.Module, images: Tensor) -> Tensor:
     """Return the class numbers int64 `[B]` of normalised images; networks of one class share one compiled function."""
-    return network(images).argmax(1)
+    classes: Tensor = network(images).argmax(1)
+    return classes

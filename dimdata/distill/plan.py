@@ -1,0 +1,88 @@
+"""What a run is, and whether a resumed one is the same."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dimdata.errors import FormatError, RunError
+from dimdata.spec import Record, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Record):
+    """What a run is, kept as `run.json`; what `--resume` compares.
+
+    Attributes:
+        method: Name of the method.
+        data: The real dataset.
+        fingerprint: Digest of the training images and labels.
+        config: The whole config.
+        seed: Of all noise.
+        steps: Steps of all phases.
+        minutes: The time budget the steps were derived from, if any.
+        probes: How often a student is scored on held-out training images; these are then not distilled.
+    """
+
+    method: str
+    data: str
+    fingerprint: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    seed: int
+    steps: int
+    minutes: float | None = None
+    probes: int = 0
+
+    @classmethod
+    def label(cls) -> str:
+        """The name of this record in messages."""
+        return "run"
+
+    def check(self) -> None:
+        """Refuse values out of range; see `Record.check`."""
+        require(self.steps >= 1, f"run.steps is {self.steps}; 1 or more is needed.")
+
+
+def existing(folder: Path, resume: bool) -> Plan | None:
+    """Return the plan of the run to resume in `folder`; none where a new one begins.
+
+    Raises:
+        RunError: If the folder is in use and `resume` is not asked for, or there is nothing to resume.
+    """
+    path = folder / "run.json"
+    if not resume:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise RunError(f"{folder} exists and is not empty.", "Add --resume to go on with it, or choose another.")
+        return None
+    if not (folder / "checkpoint.safetensors").is_file():
+        if path.is_file():  # stopped before its first checkpoint: begins anew under the same plan
+            return None
+        raise RunError(f"There is no run to resume in {folder}.", "Leave out --resume, or name the run's folder.")
+    try:
+        return Plan.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        if isinstance(error, FormatError):
+            raise
+        raise RunError(f"{path} cannot be read: {error}.", "Start the run again in another folder.") from None
+
+
+def _flat(prefix: str, value: Any) -> dict[str, Any]:
+    if isinstance(value, Mapping):
+        return {k: v for key, item in value.items() for k, v in _flat(f"{prefix}.{key}".strip("."), item).items()}
+    return {prefix: value}
+
+
+def compare(old: Plan, new: Plan) -> None:
+    """Refuse a resumed run that differs in more than budget and machine."""
+    budget = ("steps", "minutes", "config.default_steps")
+    ours, theirs = (
+        {key: value for key, value in _flat("", plan.to_json()).items() if key not in budget} for plan in (old, new)
+    )
+    differing = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key))
+    changed = [f"{key}: {ours.get(key)} -> {theirs.get(key)}" for key in differing]
+    if changed:
+        shown = "; ".join(changed[:8]) + (f"; and {len(changed) - 8} more" if len(changed) > 8 else "")
+        raise RunError(f"The run was begun otherwise ({shown}).", "Resume it as it was begun, or start another.")

@@ -1,0 +1,74 @@
+"""Device, precision and compilation."""
+
+import logging
+
+import pytest
+import torch
+
+from dimdata.engine import Engine, _Fallback, find_device, keep_freed_memory
+from dimdata.errors import ArgumentError, DeviceError
+
+
+def test_auto_finds_a_device_that_works():
+    engine = Engine.of()
+    assert torch.ones(2, device=engine.device).sum().item() == 2
+    assert set(engine.describe()) == {"device", "precision", "compiled", "threads", "torch"}
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", ""])
+def test_a_word_that_is_no_device(name):
+    with pytest.raises(DeviceError, match="no device"):
+        find_device(name)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_device_that_is_absent_names_the_remedy():
+    with pytest.raises(DeviceError, match="no CUDA device is present.*--device cpu"):
+        find_device("cuda")
+
+
+def test_unknown_words_are_refused():
+    with pytest.raises(ArgumentError, match="fp8"):
+        Engine.of("cpu", precision="fp8")
+    with pytest.raises(ArgumentError, match="maybe"):
+        Engine.of("cpu", compile="maybe")
+
+
+def test_precision_is_what_was_asked_for():
+    def product(engine):
+        with engine.autocast():
+            return torch.ones(2, 2) @ torch.ones(2, 2)
+
+    assert product(Engine.of("cpu", "fp32", "off")).dtype == torch.float32
+    assert product(Engine.of("cpu", "bf16", "off")).dtype == torch.bfloat16
+
+
+def test_what_cannot_be_compiled_runs_as_it_is(caplog):
+    """A compiler that is missing or broken costs speed, not the run."""
+    import torch._dynamo.exc
+    import torch._inductor.exc
+
+    calls = []
+
+    def broken(x):
+        calls.append(x)
+        raise torch._dynamo.exc.BackendCompilerFailed(lambda: None, RuntimeError("no compiler"), None)
+
+    function = _Fallback(broken, lambda x: x + 1)
+    with caplog.at_level(logging.WARNING, logger="dimdata"):
+        assert [function(1), function(2)] == [2, 3]
+    assert calls == [1]
+    assert "going on without" in caplog.text
+
+
+def test_errors_of_the_function_itself_are_not_swallowed():
+    def wrong(x):
+        raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"):
+        _Fallback(wrong, lambda x: x)(1)
+
+
+def test_keeping_freed_memory_is_harmless():
+    keep_freed_memory()
+    assert torch.randn(1000, 1000, generator=torch.Generator().manual_seed(0)).sum().isfinite()
