@@ -56,9 +56,14 @@ def main() -> None:
         "preview": preview.png(generator),
         "holdout": holdout,
     }
+    licences = {path.name: path.read_bytes() for path in target.glob("LICENSE*")}
+    for name in licences:
+        (target / name).unlink()  # a generator's folder is only replaced where nothing else would be lost
     artifact.save(generator, target, **facts)
     text = card(artifact.read_config(target), scores, name=arguments.name)
     artifact.save(generator, target, card=text, **facts)
+    for name, data in licences.items():
+        (target / name).write_bytes(data)
     print(f"{target}: {sum(file.stat().st_size for file in target.iterdir()):,} bytes, {len(scores)} scores")
 
 

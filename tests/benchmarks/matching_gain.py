@@ -1,0 +1,93 @@
+"""Does matching earn its place? The second phase of DiM against giving the same time to the first.
+
+    python tests/benchmarks/matching_gain.py fashion-mnist --steps 2000 --seeds 3 --out gain.json
+
+For each seed two generators are distilled: one with the matching phase, one without it and with as many more steps of
+the GAN phase as take the same time (by the seconds per step measured in the first run). A student is trained on each
+and scored on the test set. Finished runs and scores are kept in the working folder, so a stopped call goes on.
+"""
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+
+from dimdata.distill.run import distill
+from dimdata.engine import Engine, keep_freed_memory
+from dimdata.evaluate import evaluate
+from dimdata.real import load_real
+
+
+def seconds_per_step(run: Path) -> dict[str, float]:
+    """Median seconds per step of each phase, from the run's metrics."""
+    rates: dict[str, list[float]] = {}
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for before, after in zip(lines, lines[1:], strict=False):
+        if before["phase"] == after["phase"] and after["step"] > before["step"]:
+            rate = (after["seconds"] - before["seconds"]) / (after["step"] - before["step"])
+            rates.setdefault(after["phase"], []).append(rate)
+    return {phase: statistics.median(values) for phase, values in rates.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data")
+    parser.add_argument("--root")
+    parser.add_argument("--config")
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--ipc", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=1000)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--work", type=Path, default=Path("runs/matching-gain"))
+    arguments = parser.parse_args()
+    keep_freed_memory()
+    real = load_real(arguments.data, root=arguments.root)
+
+    def score(run: Path, steps: int, seed: int, **settings: float) -> float:
+        folder = run / "generator"
+        if not folder.exists():
+            resume = (run / "run.json").exists()
+            distill(
+                real, out=run, config=arguments.config, settings=settings, steps=steps, seed=seed, resume=resume
+            )
+        (result,) = evaluate(
+            folder,
+            ipc=arguments.ipc,
+            epochs=arguments.epochs,
+            seeds=[seed],
+            real=real,
+            baselines=(),
+            output=run / "scores.jsonl",
+        )
+        return result.mean
+
+    pairs = []
+    for seed in range(arguments.seeds):
+        work = arguments.work / f"{real.name}-{seed}"
+        given = score(work / "match", arguments.steps, seed)
+        cost = seconds_per_step(work / "match")
+        plan = json.loads((work / "match/generator/config.json").read_text())["provenance"]["phases"]
+        more = round(plan["match"] * cost["match"] / cost["gan"])
+        without = score(work / "gan", plan["gan"] + more, seed, match_share=0.0)
+        pairs.append({"seed": seed, "with": given, "without": without, "gan_steps_instead": more, "phases": plan})
+        print(json.dumps(pairs[-1]), flush=True)
+    gains = [pair["with"] - pair["without"] for pair in pairs]
+    summary = {
+        "dataset": real.name,
+        "student": "convnet3",
+        "images": arguments.ipc * real.num_classes * arguments.epochs,
+        "with_matching": round(statistics.mean(pair["with"] for pair in pairs), 2),
+        "same_time_without": round(statistics.mean(pair["without"] for pair in pairs), 2),
+        "gain": round(statistics.mean(gains), 2),
+        "std": round(statistics.stdev(gains), 2) if len(gains) > 1 else None,
+        "seeds": len(pairs),
+        "runs": pairs,
+        "machine": Engine.of().describe(),
+    }
+    arguments.out.write_text(json.dumps(summary, indent=1) + "\n")
+    print(json.dumps(summary))
+
+
+if __name__ == "__main__":
+    main()
