@@ -41,8 +41,8 @@ def main() -> None:
     with torch.no_grad():
         right = (network(dataset.normalize(images / 255)).argmax(1) == labels).float().mean().item()
     print(
-        f"ConvNet-3 saw {EPOCHS * len(dataset):,} generated digits ({EPOCHS} epochs of {len(dataset)}) in {seconds:.0f} s "
-        f"and reads {right:.1%} of {len(labels):,} real held-out digits."
+        f"ConvNet-3 saw {EPOCHS * len(dataset):,} generated digits ({EPOCHS} epochs of {len(dataset)}) in "
+        f"{seconds:.0f} s and reads {right:.1%} of {len(labels):,} real held-out digits."
     )
     print("Figures at IPC 10 are those of 1,000 epochs:  dimdata train dim-mnist --ipc 10")
 

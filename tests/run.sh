@@ -11,8 +11,8 @@ if [ ! -e .venv/.tests-ready ] || [ -n "$(find pyproject.toml -newer .venv/.test
     touch .venv/.tests-ready
 fi
 
-.venv/bin/ruff check .
-.venv/bin/ruff format --check .
 # One thread a process: two processes of two threads each on two cores would only wait for one another.
 OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n "${WORKERS:-2}" "$@"
-.venv/bin/mypy
+.venv/bin/python -m ruff check .
+.venv/bin/python -m ruff format --check .
+.venv/bin/python -m mypy

@@ -87,7 +87,7 @@ def test_distilled_digits_beat_as_many_random_real_images(tmp_path):
     folder = run(
         tmp_path / "run",
         steps=400,
-        settings={**TINY, "match_share": 0.1, "critic": 16},
+        settings={**TINY, "match_share": 0.1, "critic": 16, "network": {"width": 32, "mid": 16, "stem": 16}},
     )
     real = load_real("digits")
     engine = Engine.of("cpu", "fp32", "off")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dimdata.errors import DataError
+from dimdata.errors import DataError, WorldError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,8 +20,14 @@ def real_data(generator: Generator, real: str | None, root: Path | None) -> Real
     """Return the real dataset to evaluate against, by default the one distilled; none means the hold-out."""
     from dimdata.real import load_real, names
 
-    real = real or (generator.spec.dataset if generator.spec.dataset in names() else HOLDOUT)
-    return None if real == HOLDOUT else load_real(real, root=root)
+    own = generator.spec.dataset if generator.spec.dataset in names() else HOLDOUT
+    if (real or own) == HOLDOUT:
+        return None
+    try:
+        return load_real(real or own, root=root)
+    except WorldError as error:
+        error.hint += " Or test on the images that come with the generator, if any: --real holdout."
+        raise
 
 
 def test_images(

@@ -34,7 +34,7 @@ def run(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", "-o", metavar="FILE", help="Keep each student's row in this .jsonl file, and go on there."
+            "--output", "-o", metavar="FILE", help="Keep each student's row in this .jsonl file, and go on there."
         ),
     ] = None,
     device: options.Device = "auto",
@@ -49,18 +49,21 @@ def run(
 
     Example: dimdata evaluate dim-mnist --ipc 1,10,50 --draw fresh,fixed --seeds 3 -o scores.jsonl
     """
-    counts = None if ipc is None else _counts(ipc)
+    counts, students = None if ipc is None else _counts(ipc), _words(student)
     from dimdata import load
     from dimdata.engine import Engine, keep_freed_memory
     from dimdata.evaluate import evaluate
     from dimdata.report import notes, table
+    from dimdata.students import find_student
 
+    for word in students:
+        find_student(word)  # before a dataset is downloaded
     keep_freed_memory()
     generator = load(name)
     scores = evaluate(
         generator,
         ipc=counts,
-        students=_words(student),
+        students=students,
         draws=_words(draw),
         seeds=seeds,
         real=against.real_data(generator, real, root),

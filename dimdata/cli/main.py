@@ -76,12 +76,11 @@ def _tell(error: BaseException, debug: bool) -> int:
     elif isinstance(error, OSError) and error.strerror:
         message, hint, code = f"{error.strerror}: {error.filename or 'while reading or writing'}", "", WORLD
     else:
-        first = (str(error).strip().splitlines() or [""])[0]
-        message, code = f"{type(error).__name__}: {first:.300}", WORLD
+        message, code = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]:.300}", WORLD
         hint = "" if debug else "This was not foreseen. Run the same command with --debug to see where it happened."
-    output.note(f"error: {message}")
+    output.note(f"error: {' '.join(message.split())}")
     if hint:
-        output.note(f"hint: {hint}")
+        output.note(f"hint: {' '.join(hint.split())}")
     return code
 
 

@@ -10,7 +10,10 @@ import textwrap
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from dimdata.errors import ArgumentError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,6 +38,13 @@ def line(text: object = "") -> None:
 def note(text: object) -> None:
     """Print what is not data."""
     print(plain(text), file=sys.stderr, flush=True)
+
+
+def require_parent(path: Path) -> None:
+    """Raise `ArgumentError` unless a file can be written there as far as its folder goes; asked before long work."""
+    parent = path.absolute().parent
+    if not parent.is_dir():
+        raise ArgumentError(f"There is no folder {parent} to write {path.name} to.", "Make it first.")
 
 
 def emit_json(data: Any) -> None:

@@ -22,9 +22,10 @@ def run(
     seed: options.Seed = 0,
 ) -> None:
     """Draw a grid of images, one column a class."""
+    output.require_parent(out)
     from dimdata import load
-    from dimdata.files import write_bytes
+    from dimdata.files import write_atomic
     from dimdata.preview import png
 
-    write_bytes(out, png(load(name), rows=rows, columns=columns, seed=seed))
+    write_atomic(out, png(load(name), rows=rows, columns=columns, seed=seed))
     output.line(out)

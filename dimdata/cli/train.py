@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dimdata.cli import against, options, output
-from dimdata.errors import ArgumentError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,8 +43,8 @@ def run(
 
     Example: dimdata train dim-mnist --ipc 10 --epochs 100 -o digits.safetensors
     """
-    if out is not None and not out.absolute().parent.is_dir():
-        raise ArgumentError(f"There is no folder {out.absolute().parent} to save to.", "Make it first.")
+    if out is not None:
+        output.require_parent(out)
     from dimdata import load
     from dimdata.cells import with_epochs
     from dimdata.engine import Engine, keep_freed_memory

@@ -6,7 +6,7 @@ networks, trained on real images meanwhile, should answer generated images as it
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,7 +51,7 @@ class DimConfig(Record):
         flatness: Weight of the discriminator's gradient penalty by finite differences.
         flatness_every: It is applied every so many steps, that many times as strong.
         augment: Differentiable augmentation before the discriminator (Zhao et al., NeurIPS 2020).
-        ema: Decay of the average of the generator's weights that is kept.
+        ema: Decay of the average of the generator's weights that is kept; less over the first steps.
         match_share: Share of the steps given to the second phase.
         matching: Matching loss.
         match_weight: Its weight.
@@ -124,6 +124,19 @@ class Discriminator(nn.Module):
         return score.float(), self.classify(x).float()
 
 
+def _moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
+    """Return the update of an exponential moving average that spans at most half of the steps so far.
+
+    A plain one would keep the untrained weights in the average of a short run.
+    """
+
+    def update(averages: Any, values: Any, count: Any) -> None:
+        steps = int(count)
+        get_ema_multi_avg_fn(min(decay, (steps + 1) / (steps + 3)))(averages, values, count)  # type: ignore[no-untyped-call]
+
+    return update
+
+
 @METHODS.register("dim")
 class DiM(Method):
     """Distillation into a generator; see the module's docstring."""
@@ -152,7 +165,7 @@ class DiM(Method):
             network = build(self.spec)
             critic = Discriminator(real.image_shape[0], config.critic, real.num_classes)
         self.network, self.critic = engine.place(network), engine.place(critic)
-        self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(config.ema))  # type: ignore[no-untyped-call]
+        self.average = AveragedModel(self.network, multi_avg_fn=_moving_average(config.ema))
         self.optimizers = {
             name: torch.optim.Adam(module.parameters(), lr=config.lr, betas=(0.0, 0.99), fused=True)
             for name, module in (("network", self.network), ("critic", self.critic))

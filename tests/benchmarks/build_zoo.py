@@ -8,6 +8,7 @@ draws to their nearest training images.
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,10 +18,28 @@ from dimdata import latents, preview
 from dimdata.hub.card import card
 from dimdata.nearest import nearest_check
 from dimdata.real import load_real, subset
-from dimdata.scores import aggregate, read_rows
+from dimdata.report import markdown
+from dimdata.scores import Score, aggregate, read_rows
 
 ZOO = Path(artifact.__file__).parent / "zoo"
+README = ZOO.parent.parent / "README.md"
+BEGIN, END = "<!-- generators: begin", "<!-- generators: end -->"
 HOLDOUT_PER_CLASS = 100
+
+
+def refresh_readme() -> None:
+    """Rewrite the table of bundled generators from the scores in the zoo."""
+    scores = []
+    for name, folder in artifact.bundled().items():
+        config = artifact.read_config(folder)
+        found = [Score.from_json(score, keep_unknown=True) for score in config.scores]
+        scores += [score for score in found if score.what == "generator"]
+        print(f"{name}: {config.weights.bytes:,} bytes of weights")
+    text = README.read_text(encoding="utf-8")
+    before, rest = text.split(BEGIN, 1)
+    head, after = rest.split(END, 1)
+    comment = head.partition("\n")[0]
+    README.write_text(f"{before}{BEGIN}{comment}\n{markdown(scores).strip()}\n{END}{after}", encoding="utf-8")
 
 
 def main() -> None:
@@ -38,7 +57,7 @@ def main() -> None:
     real = load_real(arguments.real, root=arguments.root)
     assert real.test is not None
     rows = [row for path in arguments.rows for row in read_rows(path)]
-    scores = aggregate(rows)
+    scores = [replace(s, name=arguments.name) if s.what == "generator" else s for s in aggregate(rows)]
     provenance = dict(artifact.read_config(arguments.folder).provenance)
     order = latents.permutation(latents.stream("zoo.nearest"), len(real.test.labels))[:1000]
     held_out = real.test.images[order]
@@ -64,6 +83,7 @@ def main() -> None:
     artifact.save(generator, target, card=text, **facts)
     for name, data in licences.items():
         (target / name).write_bytes(data)
+    refresh_readme()
     print(f"{target}: {sum(file.stat().st_size for file in target.iterdir()):,} bytes, {len(scores)} scores")
 
 

@@ -48,9 +48,7 @@ def main() -> None:
         folder = run / "generator"
         if not folder.exists():
             resume = (run / "run.json").exists()
-            distill(
-                real, out=run, config=arguments.config, settings=settings, steps=steps, seed=seed, resume=resume
-            )
+            distill(real, out=run, config=arguments.config, settings=settings, steps=steps, seed=seed, resume=resume)
         (result,) = evaluate(
             folder,
             ipc=arguments.ipc,

@@ -1,0 +1,495 @@
+"""The command line: what it prints where, its exit codes, and what it does with bad input."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import dimdata
+from dimdata import artifact
+from dimdata.cli.main import main
+from dimdata.cli.output import _parts, duration, plain
+from dimdata.recipe import Leg, Recipe
+from dimdata.students.train import load_student
+
+COMMANDS = ("list", "info", "preview", "train", "evaluate", "distill", "wrap")
+TINY = [
+    *("--set", "network.width=16", "--set", "network.mid=16", "--set", "network.stem=8", "--set", "latent=8"),
+    *("--set", "critic=8", "--set", "batch_size=20", "--set", 'pool=["convnet1-w8"]'),
+    *("--device", "cpu", "--precision", "fp32", "--compile", "off"),
+]
+PLAIN = ["--compile", "off", "--precision", "fp32", "--device", "cpu"]
+
+
+@dataclass
+class Result:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(capsys, monkeypatch, tmp_path):
+    """Run a command line in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DIMDATA_DATA", str(tmp_path / "no-data"))
+
+    def call(*words: object) -> Result:
+        capsys.readouterr()
+        code = main([str(word) for word in words])
+        captured = capsys.readouterr()
+        return Result(code, captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture
+def digits_generator(tmp_path):
+    """A generator of 8x8 images of the digits' classes, with a hold-out."""
+    from dimdata.real import load_real, random_real
+
+    real = load_real("digits")
+    table = random_real(real, 5, seed=0, recipe=Recipe(legs=(Leg(epochs=2, batch_size=25),)))
+    holdout = {"images": real.test.images[:50], "labels": real.test.labels[:50]}
+    return artifact.save(table, tmp_path / "digits-generator", holdout=holdout)
+
+
+@pytest.fixture
+def image_folder(tmp_path):
+    """Two classes of three 8x8 PNG files each."""
+    from PIL import Image
+
+    for name, value in (("cat", 50), ("dog", 200)):
+        for number in range(3):
+            path = tmp_path / "pets" / name / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((8, 8), value + number, np.uint8)).save(path)
+    return tmp_path / "pets"
+
+
+def child(*words: str, cwd: Path, **keywords: object) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    code = "import sys; from dimdata.cli.main import main; sys.exit(main())"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *words],
+        cwd=cwd,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **keywords,
+    )
+
+
+# --- help ---------------------------------------------------------------------------------------------------------
+
+
+def test_help_of_every_command_imports_no_torch():
+    code = (
+        "import sys\nfrom dimdata.cli.main import main\n"
+        f"for words in [[]] + [[name] for name in {COMMANDS!r}]:\n"
+        "    for flag in ('--help', '-h'):\n"
+        "        assert main([*words, flag]) == 0\n"
+        "assert main(['--version']) == 0\n"
+        "assert main(['distill', '--stepz']) == 2\n"
+        "heavy = {'torch', 'torchvision', 'numpy', 'huggingface_hub'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_help_is_fast():
+    def seconds() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        process = child("distill", "--help", cwd=Path.cwd())
+        assert "Example:" in process.communicate()[0]
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert min(seconds() for _ in range(3)) < 0.3  # of processor time, whatever else the machine does
+
+
+def test_help_names_every_command_and_bare_call_shows_it(run):
+    shown = run("--help")
+    assert shown.code == 0
+    assert all(f"\n  {name} " in shown.out for name in COMMANDS)
+    assert max(map(len, shown.out.splitlines())) <= 80
+
+
+def test_version(run):
+    assert run("--version").out.strip() == dimdata.__version__
+
+
+# --- reading commands ---------------------------------------------------------------------------------------------
+
+
+def test_list_names_what_is_bundled(run):
+    rows = json.loads(run("list", "--json").out)["generators"]
+    assert [row["name"] for row in rows] == sorted(artifact.bundled())
+
+
+def test_list_of_everything_else(run):
+    found = json.loads(run("list", "--methods", "--students", "--datasets", "--presets", "--json").out)
+    assert set(found) == {"methods", "students", "datasets", "presets"}
+    names = {kind: [row["name"] for row in rows] for kind, rows in found.items()}
+    assert "dim" in names["methods"]
+    assert {"convnet3", "lenet", "resnet18-thin"} <= set(names["students"])
+    assert {"mnist", "fashion-mnist", "svhn", "cifar10", "cifar100", "digits"} == set(names["datasets"])
+    text = run("list", "--students").out
+    assert any(line.startswith("convnet3 ") and line.endswith("320,010") for line in text.splitlines())
+
+
+def test_info(run, generator_folder):
+    text = run("info", generator_folder).out
+    config = artifact.read_config(generator_folder)
+    assert config.weights.sha256 in text
+    assert "10: 0, 1, 2" in text
+    data = json.loads(run("info", generator_folder, "--json").out)
+    assert data["weights"]["sha256"] == config.weights.sha256
+    assert data["files"]["model.safetensors"] == config.weights.bytes
+
+
+def test_control_characters_of_strangers_do_not_reach_the_terminal(run, tmp_path, table):
+    spec = table.spec.to_json() | {"classes": ["\x1b[31mred", "[bold]b[/bold]", *"cdefghij"], "options": {}}
+    table.spec = type(table.spec).from_json(spec)
+    artifact.save(table, tmp_path / "odd", provenance={"note": "\x1b]0;title\x07"})
+    shown = run("info", tmp_path / "odd")
+    assert shown.code == 0
+    assert "\x1b" not in shown.out + shown.err
+    assert "\\x1b[31mred" in shown.out
+    assert "[bold]b[/bold]" in shown.out
+    assert plain("a\x1b[2J\nb") == "a\\x1b[2J\nb"
+
+
+def test_preview_writes_a_picture(run, generator_folder, tmp_path):
+    from PIL import Image
+
+    shown = run("preview", generator_folder, "-o", "grid.png", "--rows", "2", "--columns", "3")
+    assert (shown.code, shown.out) == (0, "grid.png\n")
+    with Image.open(tmp_path / "grid.png") as picture:
+        assert picture.width > picture.height
+
+
+def test_wrap_makes_a_generator(run, tmp_path):
+    images = np.arange(20, dtype=np.uint8)[:, None, None] + np.zeros((20, 28, 28), np.uint8)
+    np.savez(tmp_path / "set.npz", images=images, labels=np.arange(20) % 10)
+    shown = run("wrap", "set.npz", "made", "--dataset", "mnist")
+    assert (shown.code, shown.out) == (0, f"{tmp_path / 'made'}\n")
+    made = dimdata.load(tmp_path / "made")
+    assert made.images == 20
+    assert made.spec.mean == (0.1307,)  # MNIST's own
+
+
+# --- computing commands -------------------------------------------------------------------------------------------
+
+
+def test_train_saves_a_student_and_prints_json_alone_on_stdout(run, digits_generator):
+    shown = run(
+        "train", digits_generator, "--student", "convnet1-w8", "--epochs", 3, "-o", "s.safetensors", "--json", *PLAIN
+    )
+    assert shown.code == 0
+    facts = json.loads(shown.out)
+    assert facts["images_seen"] == 3 * 50
+    assert facts["test"] == "50 held-out images of digits"
+    assert 0 <= facts["accuracy"] <= 100
+    assert "train" in shown.err
+    network, info = load_student("s.safetensors")
+    assert info.student == "convnet1-w8"
+    assert network(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
+
+
+def test_train_tests_on_real_images_by_name(run, digits_generator):
+    shown = run("train", digits_generator, "--student", "convnet1-w8", "--epochs", 2, "--real", "digits", *PLAIN)
+    assert "% right on real images: 500 test images of digits." in shown.out
+
+
+def test_evaluate(run, digits_generator):
+    words = [
+        "evaluate",
+        digits_generator,
+        "--student",
+        "convnet1-w8",
+        "--epochs",
+        2,
+        "--seeds",
+        2,
+        "-o",
+        "rows.jsonl",
+        *PLAIN,
+    ]
+    shown = run(*words, "--baselines", "random", "--json")
+    assert shown.code == 0
+    generator, random = json.loads(shown.out)
+    assert (generator["what"], random["what"]) == ("generator", "random")
+    assert generator["seeds"] == [0, 1]
+    assert len(Path("rows.jsonl").read_text().splitlines()) == 4
+    again = run(*words, "--baselines", "random")
+    assert again.out.splitlines()[0].split()[:3] == ["student", "budget", "draw"]
+    assert f"{generator['mean']:.2f}" in again.out
+    assert "Recipe:" in again.err
+    assert len(Path("rows.jsonl").read_text().splitlines()) == 4  # nothing was trained again
+
+
+def test_distill_and_resume(run):
+    shown = run("distill", "digits", "--steps", 4, "-o", "run one", *TINY)
+    assert shown.code == 0
+    made = Path(shown.out.strip())
+    assert made == Path("run one/generator").resolve()
+    assert dimdata.load(made).spec.dataset == "digits"
+    assert "dimdata evaluate './run one/generator'" in shown.err
+    assert artifact.read_config(made).provenance["command"].startswith("dimdata distill digits --steps 4")
+    refused = run("distill", "digits", "--steps", 6, "-o", "run one", *TINY)
+    assert refused.code == 2
+    assert "--resume" in refused.err
+    changed = run("distill", "digits", "--steps", 6, "-o", "run one", *TINY, "--resume", "--set", "critic=9")
+    assert changed.code == 2
+    assert "critic: 8 -> 9" in changed.err
+    longer = run("distill", "digits", "--steps", 6, "-o", "run one", *TINY, "--resume", "--json")
+    assert json.loads(longer.out)["provenance"]["plan"]["steps"] == 6
+
+
+def test_dry_run_plans_and_writes_nothing(run, tmp_path):
+    before = set(tmp_path.rglob("*"))
+    plan = json.loads(run("distill", "digits", "--steps", 10, "--dry-run", "--json", *TINY).out)
+    assert plan["steps"] == 10
+    assert sum(phase["steps"] for phase in plan["phases"].values()) == 10
+    assert plan["generator"]["parameters"] > 0
+    text = run("distill", "digits", "--minutes", 3, "--dry-run", *TINY).out
+    assert "as many steps as fit in 3 minutes" in text
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_settings_win_over_the_config_file(run, tmp_path):
+    (tmp_path / "mine.toml").write_text('lr = 0.5\n[network]\nname = "subpixel"\nwidth = 24\n')
+    words = ["distill", "digits", "--dry-run", "--json", "--config", "mine.toml", *TINY]
+    assert json.loads(run(*words).out)["config"]["network"]["width"] == 16
+    assert json.loads(run(*words).out)["config"]["lr"] == 0.5
+
+
+def test_distill_of_a_folder_of_images(run, image_folder):
+    shown = run("distill", image_folder, "--steps", 2, "-o", "r", *TINY)
+    assert shown.code == 0
+    assert dimdata.load(Path("r/generator")).spec.classes == ("cat", "dog")
+
+
+# --- bad input: one sentence, the remedy, the exit code, and nothing half-written ------------------------------------
+
+
+def damage(folder: Path, kind: str) -> None:
+    model, config = folder / "model.safetensors", folder / "config.json"
+    data = json.loads(config.read_text())
+    if kind == "truncated":
+        model.write_bytes(model.read_bytes()[:-7])
+    elif kind == "flipped":
+        content = bytearray(model.read_bytes())
+        content[-5] ^= 16
+        model.write_bytes(content)
+    elif kind == "no config":
+        config.unlink()
+    elif kind == "newer":
+        config.write_text(json.dumps(data | {"format": "2.0"}))
+    elif kind == "shape":
+        data["generator"]["image_shape"] = [1, 32, 32]
+        config.write_text(json.dumps(data))
+    elif kind == "classes":
+        data["generator"]["classes"] = list("012345678")
+        config.write_text(json.dumps(data))
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("truncated", "damaged"),
+        ("flipped", "damaged"),
+        ("no config", "no config.json"),
+        ("newer", "newer dimdata"),
+        ("shape", "do not belong together"),
+        ("classes", "do not belong together"),
+    ],
+)
+def test_damaged_generator(run, generator_folder, kind, words):
+    damage(generator_folder, kind)
+    shown = run("train", generator_folder, "--ipc", 1)
+    assert_refused(shown, words)
+
+
+def assert_refused(shown: Result, words: str, code: int = 2) -> None:
+    assert (shown.code, shown.out) == (code, "")
+    lines = shown.err.strip().splitlines()
+    assert lines[0].startswith("error: ")
+    assert words in shown.err
+    assert "Traceback" not in shown.err
+    assert len(lines) <= 2
+    assert all(line.startswith("hint: ") for line in lines[1:])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train", "dim-mnits"], "There is no bundled generator called 'dim-mnits'."),
+        (["train", "./nothing"], "There is no folder"),
+        (["train", "a/b/c"], "names no generator"),
+        (["train", "GENERATOR", "--ipc", "0"], "ipc is 0; images per class must be a whole number from 1"),
+        (["train", "GENERATOR", "--ipc", "-3"], "ipc is -3; images per class must be a whole number from 1"),
+        (["train", "GENERATOR", "--ipc", "999999999999999999"], "images per class must be a whole number from 1"),
+        (["train", "GENERATOR", "--student", "convnet33"], "Did you mean convnet3"),
+        (["train", "GENERATOR", "--draw", "frehs"], "Did you mean fresh?"),
+        (["train", "GENERATOR", "--epochs", "0"], "epochs is 0"),
+        (["train", "GENERATOR", "--precision", "fp8"], "precision is 'fp8'"),
+        (["train", "GENERATOR", "--real", "digits"], "the generator has 10 of (1, 28, 28)"),
+        (["train", "GENERATOR", "-o", "no/such/folder.safetensors"], "There is no folder"),
+        (["evaluate", "GENERATOR", "--ipc", "1,1.5"], "whole numbers from 1"),
+        (["evaluate", "GENERATOR", "--student", "lenett"], "Did you mean lenet?"),
+        (["evaluate", "GENERATOR", "--real", "digits"], "the generator draws (1, 28, 28)"),
+        (["preview", "GENERATOR", "--rows", "0"], "0 rows were asked for"),
+        (["preview", "GENERATOR", "-o", "no/such/folder.png"], "There is no folder"),
+        (["distill", "mnits"], "Did you mean mnist?"),
+        (["distill", "digits", "--method", "dimm"], "Did you mean dim?"),
+        (["distill", "digits", "--steps", "0"], "steps is 0"),
+        (["distill", "digits", "--minutes", "nan"], "minutes is nan"),
+        (["distill", "digits", "--minutes", "1", "--steps", "1"], "Both --minutes and --steps"),
+        (["distill", "digits", "--set", "learning_rate=1"], "unknown field 'learning_rate'"),
+        (["distill", "digits", "--set", "lr"], "is no setting"),
+        (["distill", "digits", "--config", "absent.toml"], "There is no configuration"),
+        (["distill", "digits", "--resume"], "no run to resume"),
+        (["wrap", "absent.npz", "out"], "There is no file absent.npz."),
+    ],
+)
+def test_bad_words(run, generator_folder, tmp_path, words, said):
+    before = set(tmp_path.rglob("*"))
+    shown = run(*(str(generator_folder) if word == "GENERATOR" else word for word in words))
+    assert_refused(shown, said)
+    assert set(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is present")
+@pytest.mark.parametrize("words", [["train", "GENERATOR"], ["distill", "digits"]])
+def test_cuda_where_there_is_none(run, generator_folder, words):
+    words = [str(generator_folder) if word == "GENERATOR" else word for word in words]
+    assert_refused(run(*words, "--device", "cuda"), "cuda was asked for, but no CUDA device is present")
+
+
+def test_usage_errors_exit_with_2(run):
+    for words in (["trian"], ["train"], ["train", "x", "--ipc", "1.5"], ["train", "x", "--nonsense"], []):
+        shown = run(*words)
+        assert shown.code == 2
+        assert "Traceback" not in shown.err
+    assert "Did you mean 'train'?" in run("trian").err
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("mixed sizes", "wide.png is 9x8"),
+        ("empty class", "bird"),
+        ("unreadable", "broken.png"),
+        ("one class", "1 class"),
+    ],
+)
+def test_bad_folder_of_images(run, image_folder, tmp_path, kind, said):
+    from PIL import Image
+
+    if kind == "mixed sizes":
+        Image.fromarray(np.zeros((9, 8), np.uint8)).save(image_folder / "cat" / "wide.png")
+    elif kind == "empty class":
+        (image_folder / "bird").mkdir()
+    elif kind == "unreadable":
+        (image_folder / "dog" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n rubbish")
+    else:
+        for path in (image_folder / "dog").iterdir():
+            path.unlink()
+        (image_folder / "dog").rmdir()
+    assert_refused(run("distill", image_folder, "--steps", 2, "-o", "r", *TINY), said)
+    assert not (tmp_path / "r").exists()
+
+
+def test_wrap_of_unequal_arrays(run, tmp_path):
+    np.savez(tmp_path / "set.npz", images=np.zeros((4, 8, 8), np.uint8), labels=np.arange(3))
+    assert_refused(run("wrap", "set.npz", "made"), "4 images but 3 labels")
+    assert not (tmp_path / "made").exists()
+
+
+def test_unforeseen_failures_ask_for_debug(run, generator_folder, monkeypatch):
+    def fail(*words: object) -> None:
+        raise ZeroDivisionError("first line\nsecond line")
+
+    monkeypatch.setattr(artifact, "read_config", fail)
+    shown = run("info", generator_folder)
+    assert_refused(shown, "ZeroDivisionError: first line", code=1)
+    assert "--debug" in shown.err
+    traced = run("info", generator_folder, "--debug")
+    assert traced.code == 1
+    assert "Traceback" in traced.err
+    assert "error: ZeroDivisionError: first line" in traced.err
+
+
+def test_a_full_disk_leaves_nothing_half_written(tmp_path):
+    limit = 64 * 1024  # bytes a file: the checkpoint of the run does not fit
+
+    def small_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    process = child("distill", "digits", "--steps", "2", "-o", "r", *TINY, cwd=tmp_path, preexec_fn=small_files)
+    out, err = process.communicate(timeout=120)
+    said = "\n".join(line for line in err.splitlines() if not line.startswith(("gan", "match")))  # progress aside
+    shown = Result(process.returncode, out, said)
+    assert_refused(shown, "Writing r/checkpoint.safetensors failed", code=1)
+    assert not (tmp_path / "r" / "generator").exists()
+    assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".part")]
+
+
+def test_ctrl_c_writes_a_checkpoint_and_says_how_to_go_on(tmp_path):
+    process = child("distill", "digits", "--steps", "100000", "-o", "r", *TINY, cwd=tmp_path)
+    metrics = tmp_path / "r" / "metrics.jsonl"
+    for _ in range(600):
+        if metrics.exists() or process.poll() is not None:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, out) == (130, "")
+    assert "Traceback" not in err
+    assert (tmp_path / "r" / "checkpoint.safetensors").exists()
+    hint = err.strip().splitlines()[-1]
+    assert hint.startswith("hint: Go on with: dimdata distill digits --steps 100000 -o r")
+    assert hint.endswith("--resume")
+
+
+def test_ctrl_c_elsewhere_exits_with_130(run, generator_folder, monkeypatch):
+    def interrupt(*words: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(artifact, "read_config", interrupt)
+    shown = run("info", generator_folder)
+    assert (shown.code, shown.out, shown.err.strip()) == (130, "", "Interrupted.")
+
+
+def test_a_reader_that_leaves_early_is_no_failure(tmp_path):
+    process = child("list", "--students", "--datasets", cwd=tmp_path)
+    process.stdout.close()
+    err = process.stderr.read()
+    process.wait(timeout=60)
+    assert "Traceback" not in err
+    assert "BrokenPipe" not in err
+
+
+# --- output -------------------------------------------------------------------------------------------------------
+
+
+def test_wide_tables_are_printed_in_parts():
+    assert _parts([8, 10, 10, 10], keep=1, room=80) == [[0, 1, 2, 3]]
+    assert _parts([8, 10, 10, 10], keep=1, room=32) == [[0, 1, 2], [0, 3]]
+    assert _parts([8, 90, 10], keep=1, room=32) == [[0, 1], [0, 2]]
+
+
+def test_durations():
+    assert [duration(s) for s in (0.4, 89, 600, 7260)] == ["0 s", "89 s", "10 min", "2 h 1 min"]

@@ -1,0 +1,176 @@
+"""The package as others get it: what importing it costs, what the wheel holds, and what the README promises."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import dimdata
+from dimdata.artifact import bundled, holdout, load, read_config
+
+ROOT = Path(__file__).parent.parent
+MOST_BYTES = {"dim-mnist": 1_500_000, "dim-fashion-mnist": 1_500_000, "dim-cifar10": 2_500_000}
+
+
+def python(code: str, **environment: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    ).stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """The package's wheel, unpacked."""
+    from hatchling.builders.wheel import WheelBuilder
+
+    folder = tmp_path_factory.mktemp("wheel")
+    (path,) = WheelBuilder(str(ROOT)).build(directory=str(folder), versions=["standard"])
+    with zipfile.ZipFile(path) as archive:
+        archive.extractall(folder / "unpacked")
+    return folder / "unpacked"
+
+
+def test_import_pulls_in_little():
+    code = "import sys, dimdata, dimdata.dataset\nprint([m for m in sys.modules if '.' not in m])"
+    loaded = set(re.findall(r"'(\w+)'", python(code)))
+    assert not loaded & {"torchvision", "huggingface_hub", "accelerate", "matplotlib", "typer", "rich", "PIL"}
+    assert "torch" not in python(
+        "import sys, dimdata, dimdata.errors; print('torch' if 'torch' in sys.modules else '')"
+    )
+
+
+def test_public_names():
+    assert set(dimdata.__all__) <= set(dir(dimdata))
+    for name in dimdata.__all__:
+        assert callable(getattr(dimdata, name)), name
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = dimdata.nonsense
+
+
+def test_submodules_do_not_hide_functions_of_their_names():
+    code = (
+        "import dimdata.distill.config, dimdata.evaluate\n"
+        "from dimdata import distill, evaluate\n"
+        "import dimdata\n"
+        "print(callable(distill), callable(evaluate), callable(dimdata.distill), callable(dimdata.evaluate))"
+    )
+    assert python(code).split() == ["True"] * 4
+
+
+def test_version_is_in_the_changelog():
+    assert f"## [{dimdata.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_console_script_exists():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    module, function = project["scripts"]["dimdata"].split(":")
+    assert callable(getattr(__import__(module, fromlist=[function]), function))
+
+
+def test_wheel_holds_what_is_needed_and_no_more(wheel):
+    files = {path.relative_to(wheel).as_posix() for path in wheel.rglob("*") if path.is_file()}
+    top = {name.split("/")[0] for name in files}
+    assert top == {"dimdata", f"dimdata-{dimdata.__version__}.dist-info"}
+    source = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "dimdata").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts and not path.name.startswith(".")
+    }
+    assert source <= files
+    assert {"dimdata/py.typed", "dimdata/data/digits.safetensors", "dimdata/data/LICENSE-digits"} <= files
+    licences = {name.rpartition("/licenses/")[2] for name in files if "/licenses/" in name}
+    assert {"LICENSE", "NOTICE", "dimdata/data/LICENSE-digits"} <= licences
+
+
+def test_wheel_works_without_its_repository(wheel, tmp_path):
+    code = "import json, dimdata; from dimdata.cli.main import main; print(dimdata.__file__); main(['list', '--json'])"
+    out = subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(wheel)},
+    ).stdout
+    where, _, listing = out.partition("\n")
+    assert where.startswith(str(wheel))
+    assert [row["name"] for row in json.loads(listing)["generators"]] == list(bundled())
+
+
+@pytest.mark.parametrize("name", MOST_BYTES)
+def test_bundled_generators_are_small_scored_and_documented(name):
+    folder = bundled()[name]
+    config = read_config(folder)
+    assert config.weights.bytes <= MOST_BYTES[name]
+    assert load(name).spec.num_classes == 10
+    assert {score["ipc"] for score in config.scores if score["what"] == "generator"} >= {1, 10, 50}
+    for file in ("README.md", "preview.png"):
+        assert (folder / file).stat().st_size > 0
+    assert name in (ROOT / "README.md").read_text()
+
+
+def test_bundled_holdout_of_mnist_is_balanced_and_licensed():
+    images, labels = holdout(bundled()["dim-mnist"])
+    assert images.shape == (1000, 1, 28, 28)
+    assert labels.bincount().tolist() == [100] * 10
+    assert any(path.name.startswith("LICENSE") for path in bundled()["dim-mnist"].iterdir())
+
+
+def test_code_at_the_top_of_the_readme_runs():
+    first = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(first[1].strip().splitlines()) <= 12
+    python(first[1], HF_HUB_OFFLINE="1")
+
+
+def test_commands_of_the_readme_exist():
+    from dimdata.cli.main import main
+
+    text = (ROOT / "README.md").read_text()
+    lines = [line.split("#")[0].split() for line in re.findall(r"^dimdata (.+)$", text, re.MULTILINE)]
+    assert len(lines) >= 5
+    for words in lines:
+        assert main([words[0], "--help"]) == 0
+    for path in re.findall(r"^sh (\S+)", text, re.MULTILINE):
+        assert (ROOT / path).is_file()
+
+
+def test_tree_of_the_readme_is_the_tree():
+    text = (ROOT / "README.md").read_text()
+    named = set(re.findall(r"\b(\w+\.py)\b", text[text.index("## Where things are") :]))
+    there = {path.name for folder in ("dimdata", "examples") for path in (ROOT / folder).rglob("*.py")}
+    assert named <= there, named - there
+    assert there - {"__init__.py"} <= named, there - named
+
+
+def test_own_images_example(tmp_path):
+    words = [sys.executable, str(ROOT / "examples" / "own_images.py"), "--minutes", "0.05", "--epochs", "30"]
+    out = subprocess.run(
+        [*words, "--out", "run"],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    ).stdout
+    assert "1,297 images (1, 8, 8) of 10 classes" in out
+    assert re.search(r"It is right on [\d.]+% of 500 real test images", out)
+    assert (tmp_path / "run" / "student.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_quickstart_reads_real_digits():
+    out = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "quickstart.py")], check=True, capture_output=True, text=True
+    ).stdout
+    found = re.search(r"reads ([\d.]+)% of 1,000 real held-out digits", out)
+    assert float(found[1]) > 95
