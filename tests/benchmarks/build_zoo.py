@@ -58,6 +58,7 @@ def main() -> None:
     assert real.test is not None
     rows = [row for path in arguments.rows for row in read_rows(path)]
     scores = [replace(s, name=arguments.name) if s.what == "generator" else s for s in aggregate(rows)]
+    scores.sort(key=lambda s: (s.what != "generator", s.protocol, s.student, s.draw != "fresh", s.ipc or 0))
     provenance = dict(artifact.read_config(arguments.folder).provenance)
     order = latents.permutation(latents.stream("zoo.nearest"), len(real.test.labels))[:1000]
     held_out = real.test.images[order]
