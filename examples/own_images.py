@@ -44,8 +44,7 @@ def main() -> None:
         real: RealData = load_real(options.folder or write_digits(Path(scratch)))
     print(f"{len(real.train):,} images {real.image_shape} of {real.num_classes} classes")
 
-    compiled = "auto" if options.minutes >= 10 else "off"  # compiling takes minutes itself
-    folder = distill(real, out=options.out, minutes=options.minutes, compile=compiled, progress=show)
+    folder = distill(real, out=options.out, minutes=options.minutes, progress=show)
     generator = load(folder)
     print(f"The generator is in {folder}: {generator.nbytes / 1e6:.2f} MB")
 

@@ -7,12 +7,14 @@ cd "$(dirname "$0")/.."
 [ -x .venv/bin/python ] || "${PYTHON:-python3}" -m venv .venv
 if [ ! -e .venv/.tests-ready ] || [ -n "$(find pyproject.toml -newer .venv/.tests-ready)" ]; then
     echo "Installing dimdata, torch and the test tools into .venv (minutes, the first time) ..." >&2
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+    # Editable for those who work on it; in CI as a user would, so that what the wheel lacks is missed.
+    if [ -n "${CI:-}" ]; then editable=""; else editable="--editable"; fi
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check $editable ".[dev]"
     touch .venv/.tests-ready
 fi
 
 # One thread a process: two processes of two threads each on two cores would only wait for one another.
-OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n "${WORKERS:-2}" "$@"
+OMP_NUM_THREADS=1 .venv/bin/pytest -n "${WORKERS:-2}" "$@"
 .venv/bin/python -m ruff check .
 .venv/bin/python -m ruff format --check .
 .venv/bin/python -m mypy

@@ -23,7 +23,7 @@ def test_a_word_that_is_no_device(name):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_device_that_is_absent_names_the_remedy():
-    with pytest.raises(DeviceError, match="no CUDA device is present.*--device cpu"):
+    with pytest.raises(DeviceError, match=r"no CUDA device is present.*--device cpu"):
         find_device("cuda")
 
 

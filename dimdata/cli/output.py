@@ -61,7 +61,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]], keep: int = 1
         keep: On a terminal that is too narrow, the columns are printed in several parts; each begins with so many of
             the first ones.
     """
-    lines = [[plain(cell).replace("\n", " ") for cell in row] for row in (header, *rows)]
+    lines = [[_cell(value) for value in row] for row in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     right = [all(_numeric(cell) for cell in column[1:]) for column in zip(*lines, strict=True)]
     room = shutil.get_terminal_size().columns if sys.stdout.isatty() else math.inf
@@ -72,6 +72,10 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]], keep: int = 1
             padded = [cells[i].rjust(widths[i]) if right[i] else cells[i].ljust(widths[i]) for i in part]
             print("  ".join(padded).rstrip())
     sys.stdout.flush()
+
+
+def _cell(value: object) -> str:
+    return f"{value:.2f}" if isinstance(value, float) else plain(value).replace("\n", " ")
 
 
 def _parts(widths: Sequence[int], keep: int, room: float) -> list[list[int]]:
@@ -95,7 +99,11 @@ def facts(pairs: Mapping[str, object]) -> None:
     indent = max(len(name) for name in pairs) + 2
     width = max(shutil.get_terminal_size().columns - indent, 40)
     for name, value in pairs.items():
-        lines = [part for text in plain(value).split("\n") for part in textwrap.wrap(text, width) or [""]]
+        lines = [
+            part
+            for text in plain(value).split("\n")
+            for part in textwrap.wrap(text, width, break_on_hyphens=False) or [""]
+        ]
         for number, part in enumerate(lines):
             print(f"{'' if number else plain(name):{indent}}{part}".rstrip())
     sys.stdout.flush()

@@ -34,6 +34,7 @@ WARM_UP_STEPS = 3
 TIMED_STEPS = 12
 LOG_SECONDS = 2.0
 CHECKPOINT_SECONDS = 60.0
+COMPILE_FROM_MINUTES = 10.0  # below, compiling would take a good part of the budget
 GRIDS = 10
 
 
@@ -69,7 +70,7 @@ def distill(
         seed: Equal seeds give equal generators on an equal machine.
         device: See `Engine.of`.
         precision: See `Engine.of`.
-        compile: See `Engine.of`.
+        compile: See `Engine.of`; `auto` is off where `minutes` is below 10.
         resume: Go on with the run in `out`.
         root: Where real datasets are stored.
         probes: Score a student on held-out training images that many times on the way.
@@ -95,6 +96,8 @@ def distill(
     folder = Path(out)
     kind = METHODS[method]
     chosen = make_config(kind.Config, config, settings)
+    if compile == "auto" and minutes is not None and minutes < COMPILE_FROM_MINUTES:
+        compile = "off"
     engine = Engine.of(device, precision, compile)
     old = existing(folder, resume)
     real = load_real(data, root=root)

@@ -8,6 +8,7 @@ and scored on the test set. Finished runs and scores are kept in the working fol
 """
 
 import argparse
+import itertools
 import json
 import statistics
 from pathlib import Path
@@ -22,7 +23,7 @@ def seconds_per_step(run: Path) -> dict[str, float]:
     """Median seconds per step of each phase, from the run's metrics."""
     rates: dict[str, list[float]] = {}
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    for before, after in zip(lines, lines[1:], strict=False):
+    for before, after in itertools.pairwise(lines):
         if before["phase"] == after["phase"] and after["step"] > before["step"]:
             rate = (after["seconds"] - before["seconds"]) / (after["step"] - before["step"])
             rates.setdefault(after["phase"], []).append(rate)
