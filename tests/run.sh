@@ -4,13 +4,20 @@
 set -eu
 cd "$(dirname "$0")/.."
 
-[ -x .venv/bin/python ] || "${PYTHON:-python3}" -m venv .venv
+python=${PYTHON:-python3}
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+    echo "$python is older than Python 3.11; set PYTHON to a newer one." >&2
+    exit 2
+}
+[ -x .venv/bin/pip ] || "$python" -m venv --clear .venv
 if [ ! -e .venv/.tests-ready ] || [ -n "$(find pyproject.toml -newer .venv/.tests-ready)" ]; then
     echo "Installing dimdata, torch and the test tools into .venv (minutes, the first time) ..." >&2
     # Editable for those who work on it; in CI as a user would, so that what the wheel lacks is missed.
     if [ -n "${CI:-}" ]; then editable=""; else editable="--editable"; fi
     .venv/bin/python -m pip install --quiet --disable-pip-version-check $editable ".[dev]"
     touch .venv/.tests-ready
+elif [ -n "${CI:-}" ]; then
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall .
 fi
 
 # One thread a process: two processes of two threads each on two cores would only wait for one another.

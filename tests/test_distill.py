@@ -41,12 +41,17 @@ def weights(folder: Path) -> bytes:
     return (folder / "model.safetensors").read_bytes()
 
 
-def child(out: Path, *, steps: int = 40, resume: bool = False, before: str = "") -> subprocess.Popen:
+def child(
+    out: Path, *, steps: int = 40, resume: bool = False, before: str = "", die_at: int | None = None
+) -> subprocess.Popen:
+    """Distil in a process of its own, which kills itself once step `die_at` is done."""
     code = (
-        f"import json, sys\n{before}\nimport torch; torch.set_num_threads(1)\n"
+        f"import os, sys\n{before}\nimport torch; torch.set_num_threads(1)\n"
         "from dimdata.distill import run\nfrom dimdata.errors import DimdataError\n"
         "run.CHECKPOINT_SECONDS = 0.0; run.LOG_SECONDS = 0.0\n"
-        "def show(event): print(event.get('step'), flush=True)\n"
+        "def show(event):\n"
+        "    print(event.get('step'), flush=True)\n"
+        f"    if event.get('step') == {die_at}: os.kill(os.getpid(), 9)\n"
         f"try: run.distill('digits', out={str(out)!r}, settings={TINY!r}, steps={steps}, resume={resume}, "
         f"progress=show, **{PLAIN!r})\n"
         "except DimdataError as error: print(error, file=sys.stderr); sys.exit(error.exit_code)\n"
@@ -119,16 +124,14 @@ def test_killed_in_the_middle_and_resumed_gives_equal_weights(tmp_path):
     assert child(whole).wait(120) == 0
     killed = tmp_path / "killed"
     for step in (7, 33):  # once in each phase
-        process = child(killed, resume=step > 7)
-        wait_for_step(process, step)
-        process.send_signal(signal.SIGKILL)
-        process.wait(30)
-        process.stdout.close(), process.stderr.close()
+        process = child(killed, resume=step > 7, die_at=step)
+        process.communicate(timeout=120)
+        assert process.returncode == -signal.SIGKILL
     assert not (killed / "generator").exists()
     last = child(killed, resume=True)
     steps = [int(line) for line in last.stdout if line.strip().isdigit()]
     assert last.wait(120) == 0, last.stderr.read()
-    assert steps[0] > 7, "the run began again instead of going on"
+    assert steps[0] == 33, "the run began again instead of going on"
     assert weights(killed / "generator") == weights(whole / "generator")
     logged = [json.loads(line)["step"] for line in (killed / "metrics.jsonl").read_text().splitlines()]
     assert logged == sorted(set(logged)), "steps taken twice are logged twice"
@@ -168,6 +171,27 @@ def test_minutes_become_steps_that_reproduce_the_run(tmp_path):
     plan = json.loads((tmp_path / "timed/run.json").read_text())
     assert plan["minutes"] == 0.05
     assert weights(run(tmp_path / "counted", steps=plan["steps"])) == weights(folder)
+
+
+def test_the_same_minutes_go_on_with_the_same_steps(tmp_path):
+    out = tmp_path / "run"
+    folder = run(out, steps=None, minutes=0.05)
+    steps = json.loads((out / "run.json").read_text())["steps"]
+    again = run(out, steps=None, minutes=0.05, resume=True)
+    assert json.loads((out / "run.json").read_text())["steps"] == steps
+    assert weights(again) == weights(folder)
+
+
+def test_resume_before_the_first_checkpoint_keeps_the_plan(tmp_path):
+    out = tmp_path / "run"
+    whole = run(tmp_path / "whole", steps=6)
+    run(out, steps=6)
+    (out / "checkpoint.safetensors").unlink()  # as if killed in the first minute
+    with pytest.raises(RunError, match=r"seed: 0 -> 3"):
+        run(out, steps=None, seed=3, resume=True)
+    assert weights(run(out, steps=None, resume=True)) == weights(whole)
+    logged = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert logged == sorted(set(logged))
 
 
 def test_resume_refuses_another_config_and_shows_the_difference(tmp_path):

@@ -35,6 +35,18 @@ def test_standardised_logits_ignore_shift_and_scale():
     assert MATCHING["kl"](real, moved).item() == pytest.approx(0, abs=1e-5)
 
 
+def test_a_higher_temperature_softens():
+    """In the limit of high temperature the divergence is that of the z-scores, half their mean square distance."""
+    real, fake = view(0), view(1)
+
+    def scores(seen: View) -> torch.Tensor:
+        centred = seen.logits - seen.logits.mean(1, keepdim=True)
+        return centred / centred.std(1, keepdim=True)
+
+    limit = (scores(real) - scores(fake)).square().mean(1).mean() / 2
+    assert MATCHING["kl"](real, fake, temperature=100.0).item() == pytest.approx(limit.item(), rel=0.05)
+
+
 def test_feature_matching_sees_class_means_alone():
     real = view(0)
     order = torch.cat([torch.arange(12).reshape(4, 3)[[2, 0, 3, 1]].flatten()])  # within classes only

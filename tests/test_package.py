@@ -167,10 +167,17 @@ def test_own_images_example(tmp_path):
     assert (tmp_path / "run" / "student.safetensors").is_file()
 
 
+def quickstart(*words: str) -> float:
+    command = [sys.executable, str(ROOT / "examples" / "quickstart.py"), *words]
+    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    found = re.search(r"reads ([\d.]+)% of 1,000 real held-out digits", out)
+    return float(found[1])
+
+
+def test_quickstart_learns_from_generated_digits():
+    assert quickstart("--epochs", "12") > 60
+
+
 @pytest.mark.slow
 def test_quickstart_reads_real_digits():
-    out = subprocess.run(
-        [sys.executable, str(ROOT / "examples" / "quickstart.py")], check=True, capture_output=True, text=True
-    ).stdout
-    found = re.search(r"reads ([\d.]+)% of 1,000 real held-out digits", out)
-    assert float(found[1]) > 95
+    assert quickstart() > 95

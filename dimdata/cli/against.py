@@ -24,10 +24,16 @@ def real_data(generator: Generator, real: str | None, root: Path | None) -> Real
     if (real or own) == HOLDOUT:
         return None
     try:
-        return load_real(real or own, root=root)
+        return load_real(real or own, root=root, size=_size(generator, real))
     except WorldError as error:
         error.hint += " Or test on the images that come with the generator, if any: --real holdout."
         raise
+
+
+def _size(generator: Generator, real: str | None) -> tuple[int, int] | None:
+    """Return what images of a folder are resized to: the size of the generator's."""
+    _, height, width = generator.spec.image_shape
+    return (height, width) if real is not None and Path(real).is_dir() else None
 
 
 def test_images(
@@ -44,7 +50,7 @@ def test_images(
     if real in (None, HOLDOUT):
         found = holdout(resolve(name))
         return None if found is None else (*found, f"{len(found[1]):,} held-out images of {generator.spec.dataset}")
-    data = load_real(str(real), root=root)
+    data = load_real(str(real), root=root, size=_size(generator, real))
     spec = generator.spec
     if data.test is None:
         raise DataError(f"{data.name} has no test images.", "Put them into a subfolder test/ beside train/.")

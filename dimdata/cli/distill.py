@@ -117,7 +117,8 @@ def run(
         return
     output.line(made)
     shown = str(folder / "generator") if folder.is_absolute() else f"./{folder / 'generator'}"
-    output.note(f"Next: dimdata evaluate {shlex.quote(shown)} --ipc 10 --real {shlex.quote(data)}")
+    if real.test is not None and test is None:
+        output.note(f"Next: dimdata evaluate {shlex.quote(shown)} --ipc 10 --real {shlex.quote(data)}")
 
 
 def _plan(

@@ -6,6 +6,7 @@ networks, trained on real images meanwhile, should answer generated images as it
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -198,9 +199,11 @@ class DiM(Method):
         """Return the GAN phase and the matching phase."""
         match = round(self.steps * self.config.match_share)
         gan = self.steps - match
+        size, every = self.config.batch_size, self.config.flatness_every
+        turns = math.lcm(every, len(self.config.pool) or 1)
         phases = (
-            Phase("gan", gan, self._gan_step, self.config.batch_size),
-            Phase("match", match, lambda step: self._match_step(gan + step), self.config.batch_size),
+            Phase("gan", gan, self._gan_step, size, every),
+            Phase("match", match, lambda step: self._match_step(gan + step), size, turns),
         )
         return tuple(phase for phase in phases if phase.steps)
 

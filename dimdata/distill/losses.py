@@ -41,13 +41,17 @@ def logit(real: View, fake: View) -> Tensor:
 
 @MATCHING.register("kl")
 def kl(real: View, fake: View, temperature: float = 2.0) -> Tensor:
-    """KL divergence of softened, z-scored logits (the standardised logits of Li et al., ICASSP 2025)."""
+    """KL divergence of z-scored logits, softened by a temperature (the standardised logits of Li et al., ICASSP 2025).
+
+    It is multiplied by the squared temperature, so that gradients keep their size (Hinton et al., 2015).
+    """
 
     def soft(logits: Tensor) -> Tensor:
         centred = logits - logits.mean(1, keepdim=True)
-        return F.log_softmax(centred / (centred.std(1, keepdim=True) + 1e-6) * temperature, 1)
+        return F.log_softmax(centred / (centred.std(1, keepdim=True) + 1e-6) / temperature, 1)
 
-    return F.kl_div(soft(fake.logits), soft(real.logits), log_target=True, reduction="batchmean")
+    divergence = F.kl_div(soft(fake.logits), soft(real.logits), log_target=True, reduction="batchmean")
+    return divergence * temperature**2
 
 
 def _class_means(values: Tensor, labels: Tensor, classes: int) -> Tensor:

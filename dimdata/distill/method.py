@@ -29,12 +29,14 @@ class Phase:
         steps: How many steps it takes.
         step: Takes one step, given its number within the phase; returns scalar losses to show.
         images: Real images that a step consumes.
+        period: After so many steps the work of a step repeats; what is timed is a multiple of it.
     """
 
     name: str
     steps: int
     step: Callable[[int], Losses]
     images: int
+    period: int = 1
 
 
 class Method(ABC):
@@ -46,7 +48,7 @@ class Method(ABC):
     Args:
         config: An instance of `Config`.
         real: What to distil; methods read `real.train` alone.
-        engine: Device, precision and processes.
+        engine: Device and precision.
         seed: Of all noise.
         steps: Steps of all phases together.
     """

@@ -57,9 +57,7 @@ def existing(folder: Path, resume: bool) -> Plan | None:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise RunError(f"{folder} exists and is not empty.", "Add --resume to go on with it, or choose another.")
         return None
-    if not (folder / "checkpoint.safetensors").is_file():
-        if path.is_file():  # stopped before its first checkpoint: begins anew under the same plan
-            return None
+    if not path.is_file():
         raise RunError(f"There is no run to resume in {folder}.", "Leave out --resume, or name the run's folder.")
     try:
         return Plan.from_json(json.loads(path.read_text(encoding="utf-8")))

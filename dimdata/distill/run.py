@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import time
@@ -96,10 +97,12 @@ def distill(
     folder = Path(out)
     kind = METHODS[method]
     chosen = make_config(kind.Config, config, settings)
-    if compile == "auto" and minutes is not None and minutes < COMPILE_FROM_MINUTES:
+    old = existing(folder, resume)
+    kept = old.minutes if old and steps is None else None  # the time budget of the run that goes on
+    budget = minutes if minutes is not None else kept
+    if compile == "auto" and budget is not None and budget < COMPILE_FROM_MINUTES:
         compile = "off"
     engine = Engine.of(device, precision, compile)
-    old = existing(folder, resume)
     real = load_real(data, root=root)
     if probes:
         real = validation_split(real)
@@ -110,14 +113,14 @@ def distill(
         config=chosen.to_json(),
         seed=seed,
         steps=steps or (old.steps if old else kind.default_steps(chosen)),
-        minutes=minutes if minutes or steps else old.minutes if old else None,
+        minutes=budget,
         probes=probes,
     )
     if old:
         compare(old, plan)
     run = Run(folder, plan, kind(chosen, real, engine, seed, plan.steps), progress, command)
     done = run.restore() if old else 0
-    if minutes is not None:
+    if minutes is not None and minutes != kept:
         run.plan_minutes(minutes, done)
     elif done > plan.steps:
         raise RunError(f"The run has taken {done} steps, more than the {plan.steps} asked for.", "Ask for more.")
@@ -152,8 +155,11 @@ class Run:
         write_atomic(self.folder / "checkpoint.safetensors", save(tensors, {"dimdata": meta}))
 
     def restore(self) -> int:
-        """Load the checkpoint; return how many steps are done."""
+        """Load the checkpoint; return how many steps are done: none, if the run was stopped before the first."""
         path = self.folder / "checkpoint.safetensors"
+        if not path.is_file():
+            self._forget_metrics(0)
+            return 0
         try:
             with safe_open(path, "pt") as file:
                 meta = json.loads((file.metadata() or {})["dimdata"])
@@ -196,13 +202,16 @@ class Run:
         phases = self.method.phases()
         cost = 0.0
         for phase in phases:
-            for step in range(WARM_UP_STEPS):
-                phase.step(step)
-            start = time.perf_counter()
-            for step in range(TIMED_STEPS):
-                losses = phase.step(WARM_UP_STEPS + step)
+            warm_up = max(WARM_UP_STEPS, phase.period)  # every function that is compiled is so by then
+            timed = math.ceil(TIMED_STEPS / phase.period) * phase.period
+            for step in range(warm_up):
+                losses = phase.step(step)
             _synchronize(losses)
-            cost += (time.perf_counter() - start) / TIMED_STEPS * phase.steps / self.method.steps
+            start = time.perf_counter()
+            for step in range(timed):
+                losses = phase.step(warm_up + step)
+            _synchronize(losses)
+            cost += (time.perf_counter() - start) / timed * phase.steps / self.method.steps
         self.method.load_state_dict(before)
         left = minutes * 60 - self.seconds
         steps = max(done, len(phases), done + int(left / cost))
@@ -235,7 +244,8 @@ class Run:
             losses = phase.step(step)
             done = first + step + 1
             now = time.perf_counter()
-            if now - logged >= LOG_SECONDS or step + 1 == phase.steps or self.stop:
+            checked = now - logged >= LOG_SECONDS or step + 1 == phase.steps or self.stop
+            if checked:
                 values = {name: round(float(value), 5) for name, value in losses.items()}
                 now = time.perf_counter()
                 self.seconds += now - clock
@@ -261,15 +271,19 @@ class Run:
                     "Go on with the same command and --resume.",
                     INTERRUPTED,
                 )
+            now = time.perf_counter()
             if done in marks:
                 grids = self.folder / "grids"
                 grids.mkdir(exist_ok=True)
                 write_atomic(grids / f"step-{done:07d}.png", preview.png(self.method.generator()))
             if done in probes:
                 self._probe(done)
-            if now - saved >= CHECKPOINT_SECONDS:
+            if checked and now - saved >= CHECKPOINT_SECONDS:  # only what is known to be finite is kept
                 self.checkpoint(done)
                 saved = time.perf_counter()
+            aside = time.perf_counter() - now  # what was not training counts neither as time nor in the rate
+            clock += aside
+            logged += aside
 
     def _check_finite(self, values: Mapping[str, float], done: int) -> None:
         broken = [name for name, value in values.items() if value != value or value in (float("inf"), float("-inf"))]

@@ -139,7 +139,13 @@ class Generator(nn.Module, ABC):
         Raises:
             ArgumentError: If a label is no class, or a class has no stored image.
         """
-        wanted = torch.as_tensor(labels, dtype=torch.int64).flatten()
+        try:
+            wanted = torch.as_tensor(labels).detach().cpu().flatten()
+        except (TypeError, ValueError, RuntimeError):
+            wanted = torch.zeros(1)
+        if len(wanted) and (wanted.is_floating_point() or wanted.is_complex() or wanted.dtype == torch.bool):
+            raise ArgumentError(f"The labels are {labels!r:.80}, not whole numbers.", "Use a list of class numbers.")
+        wanted = wanted.to(torch.int64)
         if len(wanted) and not (wanted.min() >= 0 and wanted.max() < self.spec.num_classes):
             raise ArgumentError(
                 f"Labels run from {int(wanted.min())} to {int(wanted.max())}.",

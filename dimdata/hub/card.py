@@ -149,7 +149,7 @@ from dimdata import GeneratedDataset
 dataset = GeneratedDataset({quoted}{"" if stored else ", ipc=10"})
 for images, labels in DataLoader(dataset, batch_size=64, shuffle=True):
     images = dataset.normalize(images)  # apply it to real test images, too"""
-    commands = f"pip install dimdata\ndimdata train {shlex.quote(name)}{'' if stored else ' --ipc 10'}"
+    commands = f"dimdata train {shlex.quote(name)}{'' if stored else ' --ipc 10'}"
     return "\n\n".join(
         [
             "## Use",
