@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from test_report import make_row
 
 from dimdata import artifact
 from dimdata.artifact import ArtifactConfig
@@ -16,7 +17,6 @@ from dimdata.hub.card import card
 from dimdata.nearest import NearestCheck
 from dimdata.scores import Score, aggregate
 from dimdata.spec import Spec
-from tests.test_report import make_row
 
 CHECK = NearestCheck(
     draws=1000, held_out=900, train=60_000, generated=(0.05, 0.08, 0.11), real=(0.04, 0.07, 0.1), closer=7

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import make_network
 
 from dimdata import artifact
 from dimdata.cells import Cell, in_steps, plan, real_images, with_epochs
@@ -19,7 +20,6 @@ from dimdata.protocols import protocol
 from dimdata.real import RealData, Split, distinct_real, load_real
 from dimdata.recipe import Leg, Recipe
 from dimdata.scores import Row, Score, read_rows
-from tests.conftest import make_network
 
 STUDENT = "convnet1-w8"
 CPU = Engine(torch.device("cpu"))

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import make_network, recipe
 from PIL import Image
 from torch import Tensor
 
@@ -12,7 +13,6 @@ from dimdata.errors import ArgumentError
 from dimdata.generators.base import Generator
 from dimdata.generators.table import TableGenerator, table_generator
 from dimdata.preview import grid, png
-from tests.conftest import make_network, recipe
 
 
 def make_colours(rows: int, classes: int, channels: int = 3, labels: Tensor | None = None) -> TableGenerator:

@@ -66,7 +66,7 @@ def test_names_set_depth_width_and_norm() -> None:
 
 def test_28_pixels_become_32() -> None:
     network = make_student("convnet3-w8", (1, 28, 28), 10)
-    assert network.features[:3](torch.zeros(1, 1, 28, 28)).shape == (1, 8, 32, 32)
+    assert network.features[:3](network.pad(torch.zeros(1, 1, 28, 28))).shape == (1, 8, 32, 32)
 
 
 def test_average_pooling_replaces_strides() -> None:
