@@ -15,6 +15,7 @@ from dimdata.engine import Engine
 from dimdata.errors import ArgumentError
 from dimdata.generators.base import Generator
 from dimdata.recipe import Leg
+from dimdata.students.compiling import COMPILE_FROM
 
 _ORDER = latents.stream("order of training")
 
@@ -52,6 +53,9 @@ class Feed:
         std = torch.tensor(spec.std, device=device)[:, None, None]
         values = _CHUNK.get(device.type, _CHUNK_ELSEWHERE)
         at_once = max(1, values // (self.batch_size * spec.image_shape[0] * spec.image_shape[1] * spec.image_shape[2]))
+        # Stored images are only gathered; what a network draws is worth compiling.
+        worth = self.dataset.generator.images is None and self.steps * self.batch_size >= COMPILE_FROM
+        compiled = self.engine.compile(_draw) if worth else _draw
         indices = itertools.islice(self._indices(), self.steps)
         while batches := list(itertools.islice(indices, at_once)):
             latent = torch.cat(
@@ -59,7 +63,8 @@ class Feed:
             )
             index = torch.cat([index for _, index in batches])
             with self.engine.autocast():
-                images, targets = self.dataset.generator.draw(latent, index)
+                draw = compiled if len(index) == at_once * self.batch_size else _draw
+                images, targets = draw(self.dataset.generator, latent, index)
             images = (images - mean) / std
             sizes = [len(index) for _, index in batches]
             yield from zip(torch.split(images, sizes), torch.split(targets, sizes), strict=True)
@@ -74,6 +79,11 @@ class Feed:
             drawn = 0 if self.dataset.draw == "fixed" else epoch
             for index in torch.split(order, self.batch_size):
                 yield drawn, index
+
+
+def _draw(generator: Generator, latent: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw from a generator; it is an argument, so that generators of one class share one compiled function."""
+    return generator.draw(latent, index)
 
 
 class Source:
