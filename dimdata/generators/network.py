@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,7 @@ from dimdata.spec import Record, Spec, require
 ARCHITECTURES: Registry[type[Architecture]] = Registry("generator network", "dimdata.architectures")
 
 
-class Architecture(nn.Module):
+class Architecture(nn.Module, ABC):
     """A network from latents and labels to images; a subclass registers itself and declares its `Config`."""
 
     Config: type[Record]
@@ -27,9 +28,9 @@ class Architecture(nn.Module):
     def __init__(self, config: Record, spec: Spec) -> None:
         super().__init__()
 
+    @abstractmethod
     def forward(self, latent: Tensor, label: Tensor) -> Tensor:
         """Map latents `[B, Z]` and labels int64 `[B]` to images `[B, C, H, W]` in the value range."""
-        raise NotImplementedError
 
 
 @GENERATORS.register("network")
