@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, nargs="*", default=[])
     parser.add_argument("--holdout", action="store_true", help="bundle 1,000 real test images")
     parser.add_argument("--gain", type=Path, help="JSON with the measured gain of the matching phase")
+    parser.add_argument("--history", help="what happened on the way that the command would not repeat")
     arguments = parser.parse_args()
 
     generator = artifact.load(arguments.folder)
@@ -63,6 +64,8 @@ def main() -> None:
     order = latents.permutation(latents.stream("zoo.nearest"), len(real.test.labels))[:1000]
     held_out = real.test.images[order]
     provenance["nearest"] = nearest_check(generator, real.train.images, held_out, count=1000, seed=0).to_json()
+    if arguments.history:
+        provenance["history"] = arguments.history
     if arguments.gain:
         provenance["matching_gain"] = json.loads(arguments.gain.read_text())
     holdout = None
