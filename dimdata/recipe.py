@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -33,8 +34,9 @@ class Leg(Record):
         lr_drops: Shares of the steps at which a `step` schedule multiplies the rate by `lr_factor`.
         lr_factor: The factor of those drops.
         step_sizes: Name of a stored tensor `[steps]` of learned step sizes; these replace the optimiser and schedule.
-        augment: Operations joined by `+`, such as `flip+crop`; empty = none.
-        dialect: `each` (every operation on every image) or `one` (one operation of the list a batch).
+        augment: Operations joined by `+`, such as `flip+crop:0.25`; empty = none. See `dimdata.students.augment`.
+        dialect: `each` (every operation on every image), `one` (one operation of the list a batch) or `idc` (colour,
+            flip and cutout on every image, and one of the others a batch).
     """
 
     stage: int | None = None
@@ -53,7 +55,7 @@ class Leg(Record):
     lr_factor: float = 0.1
     step_sizes: str | None = None
     augment: str = ""
-    dialect: Literal["each", "one"] = "each"
+    dialect: Literal["each", "one", "idc"] = "each"
 
     def check(self) -> None:
         """Refuse values out of range; see `Record.check`."""
@@ -65,6 +67,9 @@ class Leg(Record):
         require(self.lr > 0, f"leg.lr is {self.lr}; it must be positive.")
         require(0 <= self.momentum < 1, f"leg.momentum is {self.momentum}; it must be in [0, 1).")
         require(0 <= self.warmup < 1, f"leg.warmup is {self.warmup}; it must be in [0, 1).")
+        require(all(0 < drop < 1 for drop in self.lr_drops), f"leg.lr_drops are {self.lr_drops}; shares in (0, 1).")
+        require(bool(self.lr_drops) or self.schedule != "step", "leg.lr_drops: a step schedule needs at least one.")
+        require(self.lr_factor > 0, f"leg.lr_factor is {self.lr_factor}; it must be positive.")
         require(self.weight_decay >= 0, f"leg.weight_decay is {self.weight_decay}; it must not be negative.")
 
     def describe(self) -> str:
@@ -73,7 +78,7 @@ class Leg(Record):
         if self.step_sizes:
             how = "learned step sizes"
         else:
-            how = f"{self.optimizer} lr {self.lr:g} {self.schedule}"
+            how = f"{self.optimizer} lr {self.lr:g} {self._schedule()}"
             if self.optimizer == "sgd":
                 how += f", momentum {self.momentum:g}{' (nesterov)' if self.nesterov else ''}"
             how += f", weight decay {self.weight_decay:g}"
@@ -81,6 +86,14 @@ class Leg(Record):
         stage = f"stage {self.stage}, " if self.stage else ""
         order = "" if self.shuffle else ", stored order"
         return f"{stage}{length}, batch {self.batch_size}{order}, {how}, {augment}"
+
+    def _schedule(self) -> str:
+        """Return the schedule with what its name leaves open."""
+        if self.schedule == "step":
+            return f"step (x{self.lr_factor:g} at {', '.join(f'{100 * drop:.3g} %' for drop in self.lr_drops)})"
+        if self.schedule == "onecycle" and self.warmup != type(self).warmup:
+            return f"onecycle (rising for {100 * self.warmup:.3g} %)"
+        return self.schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +103,7 @@ class Start(Record):
     Attributes:
         law: Initialisation law: the network's own `default`, or `xavier`, `kaiming`, `orthogonal`, `normal`; `stored`
             takes the tensors `recipe.start.*`.
-        student: The network the stored weights belong to.
+        student: The network the recipe was made for: the only one that stored weights fit.
     """
 
     law: Literal["default", "xavier", "kaiming", "orthogonal", "normal", "stored"] = "default"
@@ -122,9 +135,23 @@ class Recipe(Record):
             known = leg.step_sizes is None or leg.step_sizes in self.tensors
             require(known, f"leg.step_sizes names {leg.step_sizes!r:.80}, which recipe.tensors does not list.")
 
+    def upto(self, stage: int) -> Recipe:
+        """Return the recipe for a prefix of the stages: without the legs of later ones."""
+        legs = tuple(leg for leg in self.legs if leg.stage is None or leg.stage <= stage)
+        require(bool(legs), f"The recipe has no leg for stage {stage}.")
+        return dataclasses.replace(self, legs=legs)
+
+    @property
+    def student(self) -> str:
+        """The student the recipe was made for; convnet3, the field's yardstick, where it names none."""
+        return self.start.student or "convnet3"
+
     def describe(self) -> str:
         """Return the recipe in one line."""
-        return "; then ".join(leg.describe() for leg in self.legs)
+        legs = "; then ".join(leg.describe() for leg in self.legs)
+        if self.start.law == "stored":
+            return f"from stored weights of {self.start.student}: {legs}"
+        return legs if self.start.law == "default" else f"from {self.start.law} weights: {legs}"
 
 
 RecipeTensors = dict[str, Tensor]

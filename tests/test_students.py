@@ -1,20 +1,32 @@
 """Students, their names, and where their weights come from."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
 
 from dimdata.engine import Engine
 from dimdata.errors import ArgumentError, FormatError, NotFoundError
+from dimdata.generators.base import shapes_only
 from dimdata.generators.table import table_generator
 from dimdata.recipe import Leg, Recipe, Start
-from dimdata.students import STUDENTS, find_student, make_student
+from dimdata.students import STUDENTS, default_norm, find_student, make_student
+from dimdata.students.norms import NORMS, norm_in
 from dimdata.students.source import InitLaw, StoredWeights, TrainedOn, source_of
 from dimdata.students.store import StudentInfo, load_student, save_student
 
 SHAPE = (1, 8, 8)
 CPU = Engine.of("cpu", "fp32", "off")
 INFO = StudentInfo(student="convnet2-w8", image_shape=SHAPE, classes=("a", "b", "c"), mean=(0.5,), std=(0.25,))
+
+VARIANTS = ("alexnet-in", "vgg11-in", "resnet10-w16-in", "resnetap10-w16-gn", "mobilenet-v2-in", "resnet10-w16-none")
+SMALL = tuple(
+    name
+    for name in STUDENTS
+    if name not in ("densenet121", "resnet18-imagenet") and not name.endswith(("-full", "-thin", "18-w16"))
+)  # one of each family
 
 
 def parameters(network: nn.Module) -> int:
@@ -34,26 +46,120 @@ def same(first: nn.Module, second: nn.Module) -> bool:
         ("convnet3-bn", (3, 32, 32), 320_010),
         ("lenet", (1, 28, 28), 61_706),
         ("lenet", (1, 32, 32), 61_706),
+        ("mlp", (1, 28, 28), 118_282),
+        ("mlp", (3, 32, 32), 411_146),
+        ("alexnet", (3, 32, 32), 1_872_202),
+        ("alexcifarnet", (3, 32, 32), 1_756_426),
+        ("resnet10-thin", (3, 32, 32), 1_228_970),
         ("resnet18-thin", (3, 32, 32), 2_797_610),
         ("resnetap18-thin", (3, 32, 32), 2_797_610),
+        ("resnet18-full", (3, 32, 32), 11_173_962),
+        ("resnet18-full-in", (3, 32, 32), 11_173_962),
+        ("resnet18-imagenet", (3, 32, 32), 11_181_642),
         ("vgg11", (3, 32, 32), 9_231_114),
+        ("vgg11-in", (3, 32, 32), 9_231_114),
+        ("densenet121", (3, 32, 32), 6_956_298),
+        ("densenet121-g12", (3, 32, 32), 1_000_618),
+        ("mobilenet-v2", (3, 32, 32), 2_236_682),
     ],
 )
 def test_parameter_counts_are_those_of_the_field(name: str, shape: tuple[int, int, int], count: int) -> None:
-    assert parameters(make_student(name, shape, 10)) == count
+    with shapes_only():
+        assert parameters(find_student(name)(shape, 10)) == count
 
 
-@pytest.mark.parametrize("name", [*STUDENTS, "convnet1-w12-gn", "convnet3-w16-none"])
-@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 33, 20)])
-def test_every_student_takes_every_shape(name: str, shape: tuple[int, int, int]) -> None:
-    if name == "convnet4" and shape == (1, 8, 8):
-        pytest.skip("four halvings leave nothing of 8 pixels; see the test of errors")
-    network = make_student(name, shape, 7).eval()
-    images = torch.rand(2, *shape)
+@pytest.mark.parametrize("name", [*SMALL, "convnet1-w12-gn", "convnet3-w16-none", *VARIANTS])
+def test_every_student_takes_every_shape(name: str) -> None:
+    for shape in ((1, 28, 28), (3, 32, 32), (3, 64, 64), (3, 33, 20)):
+        with shapes_only():
+            network = find_student(name)(shape, 7)
+            assert network(torch.empty(2, *shape)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("name", [*SMALL, *VARIANTS])
+def test_students_learn_and_are_deterministic(name: str) -> None:
+    network = make_student(name, (1, 28, 28), 7)
+    images = torch.rand(3, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    network(images).logsumexp(1).sum().backward()
+    for parameter in network.parameters():
+        assert parameter.grad is not None
+        assert torch.isfinite(parameter.grad).all()
+    network.eval()
     logits = network(images)
-    assert logits.shape == (2, 7)
-    images[1] += 1
-    assert not torch.equal(network(images)[1], logits[1])
+    assert torch.equal(network(images), logits)
+    images[1] = images[1].flip(0, 1)
+    other = network(images)
+    assert torch.allclose(other[0], logits[0], atol=1e-5)
+    assert not torch.equal(other[1], logits[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [("vgg11-in", 8), ("alexnet-in", 8), ("resnet10-w16-in", 16), ("resnetap10-w16-in", 16), ("mobilenet-v2-in", 16)],
+)
+def test_instance_norm_leaves_something_of_the_smallest_images(name: str, side: int) -> None:
+    """Of a single pixel it would leave its own bias, whatever the image."""
+    network = make_student(name, (1, side, side), 5).eval()
+    first, second = network(torch.rand(2, 1, side, side, generator=torch.Generator().manual_seed(0)))
+    assert not torch.allclose(first, second, atol=1e-6)
+
+
+def test_names_end_in_the_norm() -> None:
+    kinds = {"bn": nn.BatchNorm2d, "in": nn.GroupNorm, "gn": nn.GroupNorm}
+    for name in ("vgg11", "alexnet", "resnet10-w16", "resnetap18-thin", "mobilenet-v2"):
+        for norm in NORMS:
+            with shapes_only():
+                network = find_student(f"{name}-{norm}")((1, 28, 28), 10)
+            found = {type(m) for m in network.modules() if isinstance(m, nn.BatchNorm2d | nn.GroupNorm)}
+            assert found == ({kinds[norm]} if norm in kinds else set())
+            assert norm_in(network) == norm
+    assert default_norm(STUDENTS["vgg11"]) == "bn"
+    assert default_norm(STUDENTS["convnet3"]) is None
+    for name in ("convnet3-bn-in", "densenet121-in", "mlp-bn", "vgg11-", "vgg11-bn-in", "vgg11-ln"):
+        with pytest.raises(NotFoundError):
+            find_student(name)
+    with pytest.raises(ArgumentError, match="batch"):
+        find_student("vgg11")((1, 28, 28), 10, norm="batch")  # type: ignore[call-arg]
+
+
+def test_networks_are_those_of_torchvision_but_for_the_stem() -> None:
+    from torchvision.models import resnet18
+    from torchvision.models.vgg import cfgs, make_layers
+
+    images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+    def take(theirs: nn.Module, ours: nn.Module) -> None:
+        tensors = zip(theirs.state_dict(), ours.state_dict().values(), strict=True)
+        theirs.load_state_dict(dict(tensors))
+
+    theirs, ours = resnet18(num_classes=10), make_student("resnet18-full", (3, 32, 32), 10).eval()
+    theirs.conv1, theirs.maxpool = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
+    take(theirs.eval(), ours)
+    assert torch.allclose(theirs(images), ours(images), atol=1e-4)
+
+    features, vgg = make_layers(cfgs["A"], batch_norm=True).eval(), make_student("vgg11", (3, 32, 32), 10).eval()
+    take(features, vgg.features)
+    assert torch.allclose(vgg.classifier(features(images).flatten(1)), vgg(images), atol=1e-5)
+
+
+def test_stems_of_small_images_keep_the_resolution_and_that_of_imagenet_does_not() -> None:
+    with shapes_only():
+        images = torch.empty(1, 1, 28, 28)
+        dense, mobile, image = (
+            find_student(name)((1, 28, 28), 10) for name in ("densenet121-g12", "mobilenet-v2", "resnet10-imagenet")
+        )
+        assert dense.features.pool0(dense.features.conv0(images)).shape == (1, 24, 28, 28)
+        assert mobile.features[:3](images).shape == (1, 24, 28, 28)
+        assert mobile.features(images).shape == (1, 1280, 4, 4)
+        assert image.maxpool(image.conv1(images)).shape == (1, 64, 7, 7)
+
+
+def test_only_networks_of_torchvision_import_it() -> None:
+    code = (
+        "import sys; from dimdata.students import make_student; make_student('convnet3', (1, 8, 8), 2)\n"
+        "assert 'torchvision' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_names_set_depth_width_and_norm() -> None:
@@ -87,26 +193,36 @@ def test_average_pooling_replaces_strides() -> None:
         ("convnet4", (1, 8, 8), ArgumentError),
         ("resnet10-thin", (1, 7, 8), ArgumentError),
         ("vgg11", (1, 8, 4), ArgumentError),
+        ("alexnet", (1, 7, 8), ArgumentError),
+        ("alexcifarnet", (1, 3, 8), ArgumentError),
+        ("resnet10-thin-in", (1, 15, 16), ArgumentError),
+        ("mobilenet-v2", (1, 7, 8), ArgumentError),
+        ("mobilenet-v2-in", (1, 15, 16), ArgumentError),
+        ("densenet121", (1, 7, 8), ArgumentError),
+        ("resnet18-imagenet", (1, 7, 8), ArgumentError),
     ],
 )
 def test_unusable_students_are_refused(name: str, shape: tuple[int, int, int], kind: type[Exception]) -> None:
-    with pytest.raises(kind):
-        make_student(name, shape, 10)
+    with pytest.raises(kind), shapes_only():
+        find_student(name)(shape, 10)
 
 
 def test_unknown_names_come_with_the_nearest() -> None:
     with pytest.raises(NotFoundError, match="resnet18-thin"):
         find_student("resnet18")
+    with pytest.raises(NotFoundError, match="resnet18-full"):
+        find_student("resnet18-ful-in")
 
 
-def test_a_users_factory_is_a_student() -> None:
-    def mine(image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-        return nn.Sequential(nn.Flatten(), nn.Linear(image_shape[1] * image_shape[2], num_classes))
-
-    assert make_student(mine, SHAPE, 4)(torch.zeros(3, *SHAPE)).shape == (3, 4)
-    assert same(make_student(mine, SHAPE, 4, seed=3), make_student(mine, SHAPE, 4, seed=3))
-    with pytest.raises(ArgumentError, match="not an nn"):
-        make_student(lambda shape, classes: 3, SHAPE, 4)  # type: ignore[arg-type, return-value]
+@pytest.mark.parametrize("name", ["mobilenet-v2", "resnet10-imagenet", "vgg11-in", "alexnet", "mlp"])
+def test_weights_are_a_function_of_the_seed(name: str) -> None:
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    first = make_student(name, SHAPE, 10, seed=1)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(8)
+    assert same(first, make_student(name, SHAPE, 10, seed=1))
+    assert not same(first, make_student(name, SHAPE, 10, seed=2))
 
 
 def test_equal_seeds_give_equal_networks_and_touch_no_global_state() -> None:
@@ -197,17 +313,6 @@ def test_batch_statistics_are_stored(tmp_path) -> None:
     loaded, _ = load_student(save_student(network, tmp_path / "s.safetensors", info))
     assert same(loaded, network)
     assert loaded.state_dict()["stem.1.num_batches_tracked"] == 1
-
-
-def test_a_users_network_is_loaded_with_its_factory(tmp_path) -> None:
-    def mine(image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-        return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
-
-    info = StudentInfo(**{**INFO.to_json(), "student": "mine"})
-    path = save_student(mine(SHAPE, 3), tmp_path / "mine.safetensors", info)
-    assert load_student(path, student=mine)[0](torch.zeros(1, *SHAPE)).shape == (1, 3)
-    with pytest.raises(ArgumentError, match="mine"):
-        load_student(path)
 
 
 def test_files_that_are_no_students_are_refused(tmp_path) -> None:

@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from dimdata.students import STUDENTS, Factory, ImageShape, require_side
+from dimdata.students import STUDENTS, Factory, ImageShape, pad_to, require_side
+from dimdata.students.norms import norm_of
 
 _NAME = re.compile(r"convnet([1-9])(?:-w([1-9]\d{0,3}))?(?:-(in|bn|gn|none))?")
-
-_NORMS: dict[str, Callable[[int], nn.Module]] = {
-    "in": lambda width: nn.GroupNorm(width, width),
-    "bn": lambda width: nn.BatchNorm2d(width),
-    "gn": lambda width: nn.GroupNorm(next(g for g in (8, 4, 2, 1) if width % g == 0), width),
-    "none": lambda width: nn.Identity(),
-}
 
 
 class ConvNet(nn.Module):
     """Blocks of 3x3 convolution, norm, ReLU and 2x2 average pooling, then a linear layer.
 
-    Sides that are no multiple of 8 (of 2^depth for deeper ones) are padded to the next one by the first convolution,
-    which makes 28x28 images 32x32, as the field does.
+    Sides that are no multiple of 8 (of 2^depth for deeper ones) are padded to the next one, which makes 28x28 images
+    32x32, as the field does.
 
     Args:
         image_shape: (channels, height, width).
@@ -42,21 +35,18 @@ class ConvNet(nn.Module):
     ) -> None:
         super().__init__()
         require_side(f"convnet{depth}", image_shape, 2**depth)
-        channels, *sides = image_shape
-        multiple = max(8, 2**depth)
-        extra = [(-side % multiple + 1) // 2 for side in sides]
-        # Not the padding of the first convolution, whose backward pass then takes longer than all the rest on a CPU.
-        self.pad = nn.ZeroPad2d((extra[1], extra[1], extra[0], extra[0])) if any(extra) else nn.Identity()
+        channels = image_shape[0]
+        self.pad, sides = pad_to(image_shape, max(8, 2**depth))
         layers: list[nn.Module] = []
         for block in range(depth):
             layers += [
                 nn.Conv2d(channels if block == 0 else width, width, 3, padding=1),
-                _NORMS[norm](width),
+                norm_of(norm)(width),
                 nn.ReLU(),
                 nn.AvgPool2d(2),
             ]
         self.features = nn.Sequential(*layers)
-        height, length = ((side + 2 * more) // 2**depth for side, more in zip(sides, extra, strict=True))
+        height, length = (side // 2**depth for side in sides)
         self.classifier = nn.Linear(width * height * length, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -54,7 +54,8 @@ class Feed:
         values = _CHUNK.get(device.type, _CHUNK_ELSEWHERE)
         at_once = max(1, values // (self.batch_size * spec.image_shape[0] * spec.image_shape[1] * spec.image_shape[2]))
         # Stored images are only gathered; what a network draws is worth compiling.
-        worth = self.dataset.generator.images is None and self.steps * self.batch_size >= COMPILE_FROM
+        generator = self.dataset.generator
+        worth = generator.images is None and generator.compiles and self.steps * self.batch_size >= COMPILE_FROM
         compiled = self.engine.compile(_draw) if worth else _draw
         indices = itertools.islice(self._indices(), self.steps)
         while batches := list(itertools.islice(indices, at_once)):

@@ -14,7 +14,9 @@ _SIDE = 32
 class LeNet(nn.Module):
     """Two 5x5 convolutions with max-pooling and three linear layers; 61,706 parameters on one channel.
 
-    Images of under 32x32 pixels are padded to that by the first convolution.
+    On 28x28 and 32x32 images this is the network of Dataset Distillation's published code, layer by layer, but for two
+    classes, where that has a single output; and that of Dataset Condensation's. Images of under 32x32 pixels are
+    padded to that by the first convolution.
     """
 
     def __init__(self, image_shape: ImageShape, num_classes: int) -> None:

@@ -14,6 +14,7 @@ from dimdata.engine import Engine
 from dimdata.errors import ArgumentError, FormatError
 from dimdata.recipe import Recipe, Start
 from dimdata.students import Factory, ImageShape, make_student
+from dimdata.students.own import student_name
 
 if TYPE_CHECKING:
     from dimdata.dataset import GeneratedDataset
@@ -110,7 +111,7 @@ class StoredWeights:
             FormatError: If the weights do not fit the student.
         """
         network = make_student(self.student, self.image_shape, self.num_classes)
-        load_weights(network, self.tensors, f"The stored start of {self.student}")
+        load_weights(network, self.tensors, f"The stored start of {student_name(self.student)}")
         return network
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors.torch import save
 from torch import nn
 
@@ -26,7 +27,8 @@ class StudentInfo(Record):
     """What a stored student is.
 
     Attributes:
-        student: Its name; a network of the user's own has any other name.
+        student: Its name; `package.module:qualified.name` of what built it for a network of the user's own, which is
+            for people to read and never imported.
         image_shape: (channels, height, width).
         classes: Class names.
         mean: Per-channel mean that images in [0, 1] are normalised by.
@@ -75,7 +77,11 @@ def save_student(network: nn.Module, path: str | Path, info: StudentInfo) -> Pat
         WorldError: If the disk is full or the place cannot be written.
     """
     path = Path(path)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    tensors = {
+        # Copies, because layers may share one tensor.
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in network.state_dict().items()
+    }
     data = save(tensors, {_KEY: canonical_json(info.to_json())})
     write_atomic(path, data)
     return path
@@ -86,7 +92,8 @@ def load_student(path: str | Path, student: Factory | None = None) -> tuple[nn.M
 
     Args:
         path: The file.
-        student: The factory of the network, for one that no registered name builds.
+        student: The factory of the network, for one that no registered name builds. The file holds tensors alone,
+            and no code is imported for what it says.
 
     Returns:
         The network, and what it is.
@@ -104,11 +111,14 @@ def load_student(path: str | Path, student: Factory | None = None) -> tuple[nn.M
             factory = student or find_student(info.student)
         except NotFoundError as error:
             raise ArgumentError(
-                f"{path} holds a network called {info.student!r:.80}, which is not registered.",
+                f"{path} holds a network called {info.student!r:.120}, which is not registered.",
                 "Pass its factory: load_student(path, student=...).",
             ) from error
-        with shapes_only():
-            wanted = factory(info.image_shape, len(info.classes)).state_dict()
+        if student is None:
+            with shapes_only():  # what the file says is checked before anything is allocated
+                wanted = factory(info.image_shape, len(info.classes)).state_dict()
+        else:
+            wanted = make_student(student, info.image_shape, len(info.classes)).state_dict()
         described = {name: entry.shape for name, entry in file.entries.items()}
         if described != {name: tuple(tensor.shape) for name, tensor in wanted.items()}:
             raise FormatError(f"The tensors of {path} are not those of {info.student}.")

@@ -6,7 +6,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -24,6 +24,7 @@ from dimdata.students import Factory, compiling
 from dimdata.students.augment import parse
 from dimdata.students.feed import Feed, Source
 from dimdata.students.legs import lr_at, optimizer_of, rates_of
+from dimdata.students.own import student_name
 from dimdata.students.score import accuracy
 from dimdata.students.source import source_of
 from dimdata.students.store import StudentInfo, load_student, save_student
@@ -107,8 +108,11 @@ def train(
     started = time.perf_counter()
     source = Source(generator, ipc, seed, draw, stage, engine.device)
     recipe = recipe or source.generator.recipe
+    if any(leg.step_sizes is not None for leg in recipe.legs):
+        # Learned step sizes belong to the exact training they were learned in; in half precision it is another.
+        engine = replace(engine, bf16=False)
     spec, tensors = source.generator.spec, source.generator.recipe_tensors
-    name = _name(network)
+    name = student_name(network)
     if not isinstance(network, nn.Module):
         start = source_of(recipe.start, spec.image_shape, spec.num_classes, student=network, tensors=tensors)
         network = start.network(seed)
@@ -128,7 +132,7 @@ def train(
         classes=spec.classes,
         mean=spec.mean,
         std=spec.std,
-        generator=source.generator.name or spec.method,
+        generator=" ".join(filter(None, (source.generator.name or spec.method, source.generator.levers))),
         recipe=recipe,
         seed=seed,
     )
@@ -179,13 +183,14 @@ class _Run:
         """Follow one leg, or what the limit leaves of it."""
         feed, rate_at = self.feeds[number], self.rates[number]
         leg = feed.leg
-        augment = parse(leg.augment, leg.dialect)
+        augment = parse(leg.augment, leg.dialect, mixing=True)
+        classes = feed.dataset.spec.num_classes
         self.optimizer = optimizer = optimizer_of(leg, self.parameters, self.engine.device, self.optimizer)
         (group,) = optimizer.param_groups
         steps = min(feed.steps, self.total - self.done)
         for step, (images, targets) in zip(range(steps), feed, strict=False):
-            if augment.names:
-                images = augment(images, latents.fold(_AUGMENT, self.seed, number, step))
+            key = latents.fold(_AUGMENT, self.seed, number, step)
+            images, targets = augment.mix(augment(images, key), targets, classes, key)
             size = len(images)
             batch = self.buffers[size].copy_(images)
             with self.engine.autocast():
@@ -255,12 +260,6 @@ def _check_fit(network: nn.Module, spec: Spec, device: torch.device) -> None:
             f"The network maps two images to shape {shape}; the generator has {spec.num_classes} classes.",
             f"Give it {spec.num_classes} outputs.",
         )
-
-
-def _name(network: str | Factory | nn.Module) -> str:
-    if isinstance(network, str):
-        return network
-    return getattr(network, "__name__", None) or type(network).__name__
 
 
 @contextlib.contextmanager
