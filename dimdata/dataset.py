@@ -7,7 +7,7 @@ import operator
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, SupportsIndex
+from typing import TYPE_CHECKING, Any, Literal, Self, SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,9 @@ from dimdata.generators.base import Generator
 from dimdata.outputs import Normalize, Output, converter, to_pil
 from dimdata.recipe import Recipe
 from dimdata.spec import MAX_IMAGES, Spec
+
+if TYPE_CHECKING:
+    from dimdata.levers import Levers
 
 MAX_TARGETS = 2**31
 
@@ -72,6 +75,7 @@ class GeneratedDataset(Dataset[tuple[Any, Any]]):
         seed: Any whole number; another seed gives other images.
         draw: `fresh` (new noise every epoch) or `fixed` (one noise per index for ever).
         stage: Use this prefix of the generator's stages; none = all.
+        levers: What to do to the draw: candidates chosen by a teacher, another spread of the noise, soft labels.
         transform: Applied to each image, as torchvision's datasets do.
         target_transform: Applied to each target.
         batch_transform: Applied to a whole batch of tensors `[B, C, H, W]`, in the output form, before `transform`.
@@ -120,6 +124,7 @@ class GeneratedDataset(Dataset[tuple[Any, Any]]):
         seed: int = 0,
         draw: Literal["fresh", "fixed"] = "fresh",
         stage: int | None = None,
+        levers: Levers | None = None,
         transform: Callable[[Any], Any] | None = None,
         target_transform: Callable[[Any], Any] | None = None,
         batch_transform: Callable[[Tensor], Tensor] | None = None,
@@ -144,6 +149,10 @@ class GeneratedDataset(Dataset[tuple[Any, Any]]):
             source = artifact.load(
                 source, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
             )
+        if levers is not None:
+            from dimdata.levers import apply
+
+            source = apply(source, levers)
         stage = None if stage is None else _whole("stage", stage)
         self.generator = _place(source.view(stage=stage, draw=draw), self.device)
         spec = self.generator.spec
@@ -159,7 +168,23 @@ class GeneratedDataset(Dataset[tuple[Any, Any]]):
         self.image_shape = spec.image_shape
         self.mean, self.std = spec.mean, spec.std
         self.normalize = Normalize(spec.mean, spec.std)
+        self._ordered = any(leg.step_sizes is not None for leg in self.recipe.legs)
         self._warn()
+
+    def _tell_of_order(self, index: Tensor, epoch: int) -> None:
+        """Say once, at the first batch out of the stored order, what learned step sizes need."""
+        worker = get_worker_info()
+        if torch.equal(index, torch.arange(len(index)) + index[:1]):
+            return
+        self._ordered = False
+        if worker is not None and (worker.id or epoch):  # workers are born anew each epoch, and forget
+            return
+        warnings.warn(
+            f"{self.generator.name or 'This generator'} was distilled for training in its stored order, by learned "
+            "step sizes and from a declared start; shuffled, or with another optimiser, its images teach far less. "
+            "dimdata.train(student, generator) follows its recipe.",
+            stacklevel=4,
+        )
 
     def _warn(self) -> None:
         name = self.generator.name or "This generator"
@@ -239,6 +264,8 @@ class GeneratedDataset(Dataset[tuple[Any, Any]]):
             epoch = self._clock.look(int(index))
         else:
             epoch = self._clock.read(index)
+        if self._ordered and not single:
+            self._tell_of_order(index, epoch)
         index = index.to(self.device)
         latent = latents.latents(self.seed, epoch, index, self.spec.latent)
         with torch.autocast(self.device.type, enabled=False):  # a loop under autocast must not change the images
@@ -391,6 +418,7 @@ class GeneratedDataset(Dataset[tuple[Any, Any]]):
             "images": self._length,
             "draw": self.draw,
             "stage": self.stage,
+            "levers": self.generator.levers or None,
             "seed": self.seed,
         }
         shown = (f"{key}={value!r}" for key, value in facts.items() if value is not None or key == "ipc")
@@ -458,8 +486,9 @@ def _device(device: str | torch.device) -> torch.device:
 
 def _place(generator: Generator, device: torch.device) -> Generator:
     """Return the generator on a device and in `eval()` mode; the one given keeps its mode, device and gradients."""
-    same: dict[int, Any] = {id(part): part for part in (generator.spec, generator.recipe)}
-    same |= {id(tensor): tensor for tensor in generator.recipe_tensors.values()}
+    nested = [module for module in generator.modules() if isinstance(module, Generator)]
+    same: dict[int, Any] = {id(part): part for each in nested for part in (each.spec, each.recipe)}
+    same |= {id(tensor): tensor for each in nested for tensor in each.recipe_tensors.values()}
     for tensor in (*generator.parameters(), *generator.buffers()):
         placed = tensor.detach().to(device)
         same[id(tensor)] = nn.Parameter(placed, requires_grad=False) if isinstance(tensor, nn.Parameter) else placed

@@ -20,7 +20,7 @@ from dimdata.spec import Spec
 GENERATORS: Registry[type[Generator]] = Registry(
     "kind of generator",
     "dimdata.generators",
-    ("dimdata.generators.network", "dimdata.generators.table"),
+    ("dimdata.generators.network", "dimdata.generators.staged", "dimdata.generators.table"),
 )
 
 _SAMPLE = latents.stream("sample")
@@ -67,6 +67,7 @@ class Generator(nn.Module, ABC):
     """
 
     kind: ClassVar[str]
+    compiles: bool = True  # whether drawing is one graph, whatever the indices
 
     def __init__(self, spec: Spec, recipe: Recipe, recipe_tensors: dict[str, Tensor] | None = None) -> None:
         super().__init__()
@@ -106,6 +107,30 @@ class Generator(nn.Module, ABC):
     @property
     def stages(self) -> int:
         """How many stages there are; 1 for a generator without stages."""
+        return 1
+
+    @classmethod
+    def joined(cls, parts: Sequence[Generator], recipe: Recipe, method: str) -> Generator:
+        """Return generators of this kind as the stages of one; any prefix of its stages is a generator too.
+
+        Args:
+            parts: The stages, in order; they share classes, image shape and storage.
+            recipe: How a student is trained on all; it names no tensors.
+            method: What made them.
+
+        Raises:
+            ArgumentError: If generators of this kind cannot be stages.
+        """
+        raise ArgumentError(f"Generators of the kind {cls.kind!r} cannot be stages.", "Use another method.")
+
+    @property
+    def levers(self) -> str:
+        """What is done to the draw at deployment, in words; empty for the plain draw."""
+        return ""
+
+    @property
+    def candidates(self) -> int:
+        """Images drawn for each one handed out: what a chosen draw costs."""
         return 1
 
     def view(self, *, stage: int | None = None, draw: str = "fresh") -> Generator:
