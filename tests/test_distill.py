@@ -202,6 +202,21 @@ def test_resume_refuses_another_config_and_shows_the_difference(tmp_path):
         run(tmp_path / "run", steps=4, seed=3, resume=True)
 
 
+def test_a_run_of_before_a_setting_was_known_goes_on(tmp_path):
+    """A field that its `run.json` lacks had its default's meaning."""
+    out = tmp_path / "run"
+    whole = run(tmp_path / "whole", steps=12)
+    run(out, steps=12)
+    (out / "checkpoint.safetensors").unlink()
+    plan = json.loads((out / "run.json").read_text())
+    for name in ("round", "penalty", "pool_policy", "match_lr", "gan_epochs"):
+        del plan["config"][name]
+    (out / "run.json").write_text(json.dumps(plan))
+    with pytest.raises(RunError, match=r"config\.round: shared -> alternate"):
+        run(out, steps=None, resume=True, settings={**TINY, "round": "alternate"})
+    assert weights(run(out, steps=None, resume=True)) == weights(whole)
+
+
 def test_a_longer_budget_goes_on(tmp_path):
     run(tmp_path / "run", steps=6)
     run(tmp_path / "run", steps=12, resume=True)
@@ -303,8 +318,9 @@ def test_settings():
 
 def test_every_preset_is_a_config_of_its_method():
     for name in presets():
-        config = make_config(METHODS[name.split("-")[0]].Config, name)
-        assert config.default_steps > 0
+        method = name.split("-")[0]
+        kind = METHODS[method if method in METHODS else "dim"]
+        assert kind.default_steps(make_config(kind.Config, name)) > 0
 
 
 def test_checkpoints_come_without_asking(tmp_path):

@@ -54,6 +54,49 @@ def test_feature_matching_sees_class_means_alone():
     assert MATCHING["feature"](real, shuffled).item() == pytest.approx(0, abs=1e-10)
 
 
+def test_unbiased_features_multiply_differences_of_other_positions_only():
+    real, fake = view(0), view(1)
+    difference = fake.features - real.features
+    means = []
+    for label in range(3):
+        rows = [row for row in range(12) if row % 3 == label]
+        products = [(difference[i] @ difference[j]).item() for i in rows for j in rows if i != j]
+        means.append(sum(products) / len(products))
+    expected = sum(means) / 3 / real.features.var(0).sum()
+    torch.testing.assert_close(MATCHING["feature-unbiased"](real, fake), expected)
+
+
+def test_unbiased_features_ask_for_no_less_variety():
+    """Features of one law, generated ones spread about their mean: the pull on the spread is none on average."""
+    random = torch.Generator().manual_seed(0)
+    labels = torch.arange(12) % 3
+    pulls = {"feature": [], "feature-unbiased": []}
+    values = []
+    for _ in range(800):
+        spread = torch.ones((), requires_grad=True)
+        logits = torch.zeros(12, 3)
+        real = View(logits, torch.randn(12, 5, generator=random), labels)
+        fake = View(logits, torch.randn(12, 5, generator=random) * spread, labels)
+        for name, seen in pulls.items():
+            loss = MATCHING[name](real, fake)
+            seen.append(torch.autograd.grad(loss, spread, retain_graph=True)[0].item())
+        values.append(loss.item())
+    error = {name: torch.tensor(seen).std().item() / len(seen) ** 0.5 for name, seen in pulls.items()}
+    mean = {name: sum(seen) / len(seen) for name, seen in pulls.items()}
+    assert mean["feature"] > 10 * error["feature"]
+    assert abs(mean["feature-unbiased"]) < 4 * error["feature-unbiased"]
+    assert abs(sum(values) / len(values)) < 4 * torch.tensor(values).std().item() / len(values) ** 0.5
+
+
+def test_unbiased_features_see_a_shift_and_single_images_do_not_count():
+    real = view(0)
+    moved = View(real.logits, real.features + 2.0, real.labels)
+    shift = MATCHING["feature-unbiased"](real, moved) * (real.features.var(0).sum() + 1e-6)
+    assert shift.item() == pytest.approx(5 * 4.0, rel=1e-5)
+    single = [View(seen.logits[:3], seen.features[:3], seen.labels[:3]) for seen in (real, moved)]
+    assert MATCHING["feature-unbiased"](*single).item() == 0
+
+
 def test_gradient_matching_uses_the_true_gradient_of_the_last_layer():
     def gradient(seen: View) -> torch.Tensor:
         weight = torch.zeros(3, 5, requires_grad=True)

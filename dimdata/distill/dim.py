@@ -1,25 +1,27 @@
-"""DiM: distil a dataset into a generator (arXiv 2303.04707), in a configuration that finishes on a CPU.
+"""DiM: distil a dataset into a generator (arXiv 2303.04707), by default in a configuration that finishes on a CPU.
 
 Phase 1 (`gan`) trains a class-conditional GAN. Phase 2 (`match`) goes on with it and adds a matching loss: a pool of
 networks, trained on real images meanwhile, should answer generated images as it answers real ones of the same label.
+
+The published recipe is the preset `paper`: other values of the same settings.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dimdata import latents
-from dimdata.distill.losses import ADVERSARIAL, flatness
-from dimdata.distill.method import METHODS, Losses, Method, Phase
-from dimdata.distill.pool import Pool, pool_key
+from dimdata.distill.critics import CRITICS
+from dimdata.distill.game import Extra, Game
+from dimdata.distill.method import METHODS, Earlier, Losses, Method, Phase
+from dimdata.distill.pool import POOLS, SPACES, Member, pool_key
 from dimdata.distill.state import pack_module, pack_optimizer, unpack_module, unpack_optimizer
 from dimdata.engine import Engine
 from dimdata.generators.base import Generator, shapes_only
@@ -28,7 +30,10 @@ from dimdata.real import Batches, RealData
 from dimdata.recipe import Leg, Recipe
 from dimdata.spec import Record, Spec, require
 from dimdata.students.augment import parse
-from dimdata.students.source import InitLaw
+from dimdata.students.own import user_student
+from dimdata.students.source import InitLaw, NetworkSource
+
+_TEACHING = latents.stream("pool.teaching")
 
 
 def _default_recipe() -> Recipe:
@@ -43,24 +48,42 @@ class DimConfig(Record):
         network: Name and widths of the generator network.
         latent: Values of a latent.
         storage: Type of the stored weights.
-        critic: Channels of the discriminator's first layer.
+        critic: Channels of the critic's first layer.
+        critic_name: Which critic it is: `projection` or `acgan`.
         batch_size: Real images a step.
         lr: Adam's learning rate of both networks; falls linearly to a twentieth over the last `decay` of the run.
-        decay: That share of the steps.
-        adversarial: `hinge` or `relativistic`.
+        decay: That share of the steps; 0 keeps the learning rate.
+        betas: Adam's decay rates.
+        adversarial: `hinge`, `relativistic` or `wasserstein`.
+        round: Who moves when, on which images: `shared` or `alternate`; see `game`.
         class_weight: Weight of the classification loss (AC-GAN) of both networks.
-        flatness: Weight of the discriminator's gradient penalty by finite differences.
+        fake_class_weight: Weight of the classification of generated images in the critic's loss.
+        class_fade: Share of the steps over which the generator's weight of it falls linearly to nothing; 0 keeps it.
+            A generator that is asked to the end to be recognised shuns the images that are hard to tell apart, and
+            these are what a student learns most from.
+        penalty: Penalty on the critic's slope: `flatness` (zero-centred, by finite differences) or `gradient` (WGAN).
+        flatness: Its weight.
         flatness_every: It is applied every so many steps, that many times as strong.
         augment: Differentiable augmentation before the discriminator (Zhao et al., NeurIPS 2020).
         ema: Decay of the average of the generator's weights that is kept; less over the first steps.
-        match_share: Share of the steps given to the second phase.
+        match_share: Share of the steps given to the second phase, unless epochs are given.
+        gan_epochs: Epochs (whole batches only) of the first phase, in a run that names no budget.
+        match_epochs: Those of the second. If either is given, another budget is shared out in the same proportion.
+        match_batch_size: Real images a step of the second phase; `batch_size` unless given.
+        match_lr: Adam's learning rate of the second phase; `lr` unless given.
         matching: Matching loss.
         match_weight: Its weight.
         match_augment: Siamese augmentation of real and generated images before the pool.
-        pool: The networks of the pool.
+        match_augment_alike: Whether all images of a batch are augmented alike, not only the two of a pair.
+        augment_space: Where images of the pool are augmented: in [0, 1] (`unit`), or `normalized` as students' are.
+        pool: The networks of the pool: names of students, or `package.module:factory`, which is imported.
+        pool_policy: How they are kept: `staggered` (several at a time) or `fresh` (one at a time); see `pool`.
         pool_lr: Their learning rate.
-        pool_age: Steps after which one is replaced.
-        default_steps: Steps of a run that names no budget.
+        pool_age: Steps after which one is replaced; 0 means an epoch of the second phase.
+        pool_batches: Real batches of its own that a network is trained on before each step; 0 means the batch at hand,
+            augmented for matching.
+        pool_augment: Augmentation of those batches, image by image.
+        default_steps: Steps of a run that names neither a budget nor epochs.
         recipe: How students are trained on the result.
     """
 
@@ -68,61 +91,66 @@ class DimConfig(Record):
     latent: int = 64
     storage: str = "float16"
     critic: int = 48
+    critic_name: str = "projection"
     batch_size: int = 64
     lr: float = 2e-3
     decay: float = 0.5
+    betas: tuple[float, float] = (0.0, 0.99)
     adversarial: str = "relativistic"
+    round: str = "shared"
     class_weight: float = 0.3
+    fake_class_weight: float = 0.0
+    class_fade: float = 0.0
+    penalty: str = "flatness"
     flatness: float = 0.05
     flatness_every: int = 8
     augment: str = ""
     ema: float = 0.999
     match_share: float = 0.3
+    gan_epochs: int = 0
+    match_epochs: int = 0
+    match_batch_size: int | None = None
+    match_lr: float | None = None
     matching: str = "logit"
     match_weight: float = 0.05
     match_augment: str = "crop"
+    match_augment_alike: bool = False
+    augment_space: str = "unit"
     pool: tuple[str, ...] = ("convnet3-w32", "resnet10-w16", "resnetap10-w16", "convnet2-w64")
+    pool_policy: str = "staggered"
     pool_lr: float = 0.01
     pool_age: int = 2000
+    pool_batches: int = 0
+    pool_augment: str = ""
     default_steps: int = 20_000
     recipe: Recipe = field(default_factory=_default_recipe)
 
     def check(self) -> None:
         """Refuse values out of range; see `Record.check`."""
-        require(self.batch_size >= 2, f"config.batch_size is {self.batch_size}; 2 or more is needed.")
-        require(self.lr > 0 and self.pool_lr > 0, "config.lr and config.pool_lr must be positive.")
+        for name in ("batch_size", "match_batch_size"):
+            size = getattr(self, name)
+            require(size is None or size >= 2, f"config.{name} is {size}; 2 or more is needed.")
+        for name in ("lr", "match_lr", "pool_lr"):
+            rate = getattr(self, name)
+            require(rate is None or rate > 0, f"config.{name} is {rate}; it must be positive.")
+        for name in ("gan_epochs", "match_epochs", "pool_age", "pool_batches"):
+            require(getattr(self, name) >= 0, f"config.{name} is {getattr(self, name)}; it must not be negative.")
+        require(all(0 <= beta < 1 for beta in self.betas), f"config.betas are {self.betas}; they must be in [0, 1).")
         require(0 <= self.match_share <= 1, f"config.match_share is {self.match_share}; it must be in [0, 1].")
-        require(0 < self.decay <= 1, f"config.decay is {self.decay}; it must be in (0, 1].")
+        require(0 <= self.class_fade <= 1, f"config.class_fade is {self.class_fade}; it must be in [0, 1].")
+        require(0 <= self.decay <= 1, f"config.decay is {self.decay}; it must be in [0, 1].")
         require(0 <= self.ema < 1, f"config.ema is {self.ema}; it must be in [0, 1).")
         require(self.flatness_every >= 1, "config.flatness_every must be 1 or more.")
-        require(len(self.pool) >= 1 or self.match_share == 0, "config.pool must name a network.")
-        require(self.pool_age >= 1, "config.pool_age must be 1 or more.")
+        match = self.match_epochs if self.gan_epochs or self.match_epochs else self.match_share
+        require(len(self.pool) >= 1 or match == 0, "config.pool must name a network.")
+        known = ", ".join(SPACES)
+        require(self.augment_space in SPACES, f"config.augment_space is {self.augment_space!r}, not one of {known}.")
         require(self.critic >= 1, "config.critic must be 1 or more.")
 
 
-class Discriminator(nn.Module):
-    """Strided convolutions, a projection of the class (Miyato and Koyama, ICLR 2018) and a class head (AC-GAN)."""
-
-    def __init__(self, channels: int, width: int, num_classes: int) -> None:
-        super().__init__()
-        self.down1 = nn.Conv2d(channels, width, 4, 2, 1)
-        self.down2 = nn.Conv2d(width, 2 * width, 4, 2, 1)
-        self.same = nn.Conv2d(2 * width, 2 * width, 3, 1, 1)
-        self.down3 = nn.Conv2d(2 * width, 4 * width, 4, 2, 1)
-        self.score = nn.Linear(4 * width, 1)
-        self.project = nn.Linear(4 * width, num_classes)
-        self.classify = nn.Linear(4 * width, num_classes)
-
-    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return scores `[B]` of images `[B, C, H, W]` in [0, 1] under labels `[B]`, and class logits `[B, K]`."""
-        x = (images * 2 - 1).contiguous(memory_format=torch.channels_last)
-        x = F.leaky_relu(self.down1(x), 0.2)
-        x = F.leaky_relu(self.down2(x), 0.2)
-        x = x + F.leaky_relu(self.same(x), 0.2)
-        x = F.leaky_relu(self.down3(x), 0.2)
-        x = x.float().mean((2, 3))
-        score = self.score(x).squeeze(1) + self.project(x).gather(1, labels[:, None]).squeeze(1)
-        return score.float(), self.classify(x).float()
+def _epoch(real: RealData, batch_size: int) -> int:
+    """How many whole batches the training images make, 1 at least."""
+    return max(1, len(real.train) // batch_size)
 
 
 def _moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
@@ -145,8 +173,16 @@ class DiM(Method):
     Config = DimConfig
     config: DimConfig
 
-    def __init__(self, config: DimConfig, real: RealData, engine: Engine, seed: int, steps: int) -> None:
-        super().__init__(config, real, engine, seed, steps)
+    def __init__(
+        self,
+        config: DimConfig,
+        real: RealData,
+        engine: Engine,
+        seed: int,
+        steps: int,
+        earlier: Earlier | None = None,
+    ) -> None:
+        super().__init__(config, real, engine, seed, steps, earlier)
         self.config = config
         self.spec = Spec(
             kind="network",
@@ -160,34 +196,53 @@ class DiM(Method):
             storage=config.storage,  # type: ignore[arg-type]
             options=config.network,
         )
-        self.batches = Batches(real.train, engine.device, seed, config.batch_size)
+        sizes = (config.batch_size, config.match_batch_size or config.batch_size)
+        made = {size: Batches(real.train, engine.device, seed, size) for size in sizes}
+        self.gan_batches, self.match_batches = (made[size] for size in sizes)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(latents.fold(latents.stream("dim.init"), seed) >> 1)
             network = build(self.spec)
-            critic = Discriminator(real.image_shape[0], config.critic, real.num_classes)
+            critic = CRITICS[config.critic_name](real.image_shape, real.num_classes, config.critic)
         self.network, self.critic = engine.place(network), engine.place(critic)
         self.average = AveragedModel(self.network, multi_avg_fn=_moving_average(config.ema))
-        self.optimizers = {
-            name: torch.optim.Adam(module.parameters(), lr=config.lr, betas=(0.0, 0.99), fused=True)
-            for name, module in (("network", self.network), ("critic", self.critic))
-        }
-        self._lr = config.lr
-        self.game = ADVERSARIAL[config.adversarial]
-        self.augment = parse(config.augment)
+        self.game = Game(config, self.network, self.critic, real.num_classes, engine, seed)
         self.match_augment = parse(config.match_augment)
-        self._fake = engine.compile(self._fake_)
-        self._critic_loss = engine.compile(self._critic_loss_)
-        self._flatness = engine.compile(self._flatness_)
-        self._fool_loss = engine.compile(self._fool_loss_)
-        sources = tuple(
-            InitLaw(name, real.image_shape, real.num_classes, seed=latents.fold(seed, place))
+        self.pool_augment = parse(config.pool_augment)
+        sources: tuple[NetworkSource, ...] = tuple(
+            InitLaw(user_student(name), real.image_shape, real.num_classes, seed=latents.fold(seed, place))
             for place, name in enumerate(config.pool)
         )
+        if earlier:
+            sources = tuple(earlier.after(source) for source in sources)
         self.pool = (
-            Pool(sources, config.matching, real.mean, real.std, engine, lr=config.pool_lr, age=config.pool_age)
-            if config.match_share
+            POOLS[config.pool_policy](
+                sources,
+                config.matching,
+                real.mean,
+                real.std,
+                engine,
+                lr=config.pool_lr,
+                age=config.pool_age or _epoch(real, self.match_batches.batch_size),
+                space=config.augment_space,
+                seed=seed,
+            )
+            if self._match_share()
             else None
         )
+        if earlier and earlier.state:
+            self._go_on(earlier.state)
+
+    def _go_on(self, state: Mapping[str, Tensor]) -> None:
+        """Begin with the networks of the stage before; optimisers and the average begin anew."""
+        unpack_module("network", self.network, state)
+        unpack_module("critic", self.critic, state)
+        unpack_module("average.module", self.average.module, state)
+
+    @classmethod
+    def for_stages(cls, config: Record, stages: int) -> Record:
+        """Share the steps out among the stages; there are no images to share, for all stages draw without limit."""
+        assert isinstance(config, DimConfig)
+        return replace(config, default_steps=math.ceil(config.default_steps / stages))
 
     @classmethod
     def default_steps(cls, config: Record) -> int:
@@ -195,106 +250,96 @@ class DiM(Method):
         assert isinstance(config, DimConfig)
         return config.default_steps
 
+    @classmethod
+    def budget(cls, config: Record, real: RealData) -> int:
+        """Return the steps of the configured epochs, or the configured number."""
+        assert isinstance(config, DimConfig)
+        return sum(cls._epochs(config, real)) or config.default_steps
+
+    @staticmethod
+    def _epochs(config: DimConfig, real: RealData) -> tuple[int, int]:
+        """The steps of both phases as counted in epochs."""
+        sizes = (config.batch_size, config.match_batch_size or config.batch_size)
+        gan, match = (_epoch(real, size) for size in sizes)
+        return config.gan_epochs * gan, config.match_epochs * match
+
+    def _match_share(self) -> float:
+        """The share of the steps that the second phase gets."""
+        gan, match = self._epochs(self.config, self.real)
+        return match / (gan + match) if gan + match else self.config.match_share
+
     def phases(self) -> tuple[Phase, ...]:
         """Return the GAN phase and the matching phase."""
-        match = round(self.steps * self.config.match_share)
+        match = round(self.steps * self._match_share())
         gan = self.steps - match
-        size, every = self.config.batch_size, self.config.flatness_every
-        turns = math.lcm(every, len(self.config.pool) or 1)
+        every = self.config.flatness_every
+        turns = math.lcm(every, self.pool.period if self.pool else 1)
+        consumed = self.match_batches.batch_size * (1 + self.config.pool_batches)
         phases = (
-            Phase("gan", gan, self._gan_step, size, every),
-            Phase("match", match, lambda step: self._match_step(gan + step), size, turns),
+            Phase("gan", gan, self._gan_step, self.gan_batches.batch_size, every),
+            Phase("match", match, lambda step: self._match_step(gan + step), consumed, turns),
         )
         return tuple(phase for phase in phases if phase.steps)
 
-    # The functions with a trailing underscore hold the arithmetic and are compiled; all noise comes in as arguments.
-
-    def _fake_(self, latent: Tensor, labels: Tensor) -> Tensor:
-        with self.engine.autocast():
-            images: Tensor = self.network(latent, labels)
-        return images
-
-    def _critic_loss_(self, real: Tensor, fake: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the critic's loss, and its scores of the real images."""
-        with self.engine.autocast():
-            scores, classes = self.critic(torch.cat([real, fake]), torch.cat([labels, labels]))
-        count = len(real)
-        loss = self.game.discriminator(scores[:count], scores[count:])
-        return loss + self.config.class_weight * F.cross_entropy(classes[:count], labels), scores[:count]
-
-    def _flatness_(self, images: Tensor, direction: Tensor, labels: Tensor) -> Tensor:
-        with self.engine.autocast():
-            scores, _ = self.critic(torch.cat([images, images + direction]), torch.cat([labels, labels]))
-        count = len(images)
-        return flatness(scores[:count], scores[count:], self._distance)
-
-    def _fool_loss_(self, real_scores: Tensor, fake: Tensor, labels: Tensor) -> Tensor:
-        with self.engine.autocast():
-            scores, classes = self.critic(fake, labels)
-        adversarial = self.game.generator(real_scores, scores)
-        return adversarial + self.config.class_weight * F.cross_entropy(classes, labels)
-
-    _distance = 0.05  # of the finite difference, in image units: a few grey levels
-
-    def _noise(self, purpose: str, step: int, count: int, size: int) -> Tensor:
-        key = latents.fold(latents.stream(f"dim.{purpose}"), self.seed, step)
-        return latents.normal(key, torch.arange(count, device=self.engine.device), size)
-
-    def _apply(self, name: str, loss: Tensor) -> None:
-        optimizer = self.optimizers[name]
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        for group in optimizer.param_groups:
-            group["lr"] = self._lr
-        optimizer.step()
-
-    def _gan_step(self, step: int, match: bool = False) -> Losses:
+    def _rate(self, base: float, step: int) -> float:
+        """The learning rate of a step."""
+        if not self.config.decay:
+            return base
         left = (self.steps - step) / (self.steps * self.config.decay)
-        self._lr = self.config.lr * max(0.05, min(1.0, left))
-        real, labels = self.batches.at(step)
-        key = latents.fold(latents.stream("dim.augment"), self.seed, step)
-        seen = self.augment(real, key)
+        return base * max(0.05, min(1.0, left))
 
-        fake = self._fake(self._noise("latent", step, len(labels), self.config.latent), labels)
-        shown = self.augment(fake, key)
-        critic_loss, real_scores = self._critic_loss(seen, shown.detach(), labels)
-        if self.config.flatness and step % self.config.flatness_every == 0:
-            images = torch.cat([seen, shown.detach()])
-            noise = self._noise("flatness", step, len(images), images[0].numel()).view_as(images)
-            slope = self._flatness(images, noise * self._distance, torch.cat([labels, labels]))
-            critic_loss = critic_loss + self.config.flatness * self.config.flatness_every * slope
-        self._apply("critic", critic_loss)
+    def _class_weight(self, step: int) -> float:
+        """The generator's weight of the classification loss at a step."""
+        fade = self.config.class_fade
+        return self.config.class_weight * (max(0.0, 1 - step / (self.steps * fade)) if fade else 1.0)
 
-        self.critic.requires_grad_(False)  # its gradients are not wanted while it judges for the generator
-        loss = self._fool_loss(real_scores.detach(), shown, labels)
-        self.critic.requires_grad_(True)
-        losses = {"critic": critic_loss.detach(), "network": loss.detach()}
-        if match:
-            matching = self._matching(step, real, fake, labels, losses)
-            loss = loss + self.config.match_weight * matching
-        self._apply("network", loss)
+    def _gan_step(self, step: int) -> Losses:
+        real, labels = self.gan_batches.at(step)
+        return self._play(step, real, labels, self.config.lr)
+
+    def _match_step(self, step: int) -> Losses:
+        real, labels = self.match_batches.at(step)
+
+        def matching(fake: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            losses = self._matching(step, real, fake, labels)
+            return self.config.match_weight * losses["match"], {name: t.detach() for name, t in losses.items()}
+
+        return self._play(step, real, labels, self.config.match_lr or self.config.lr, matching)
+
+    def _play(self, step: int, real: Tensor, labels: Tensor, lr: float, extra: Extra | None = None) -> Losses:
+        """Play a round of the game, and take its result into the average."""
+        losses = self.game.play(
+            step, real, labels, lr=self._rate(lr, step), class_weight=self._class_weight(step), extra=extra
+        )
         self.average.update_parameters(self.network)
         return losses
 
-    def _matching(self, step: int, real: Tensor, fake: Tensor, labels: Tensor, losses: dict[str, Tensor]) -> Tensor:
-        """Train one network of the pool on the real batch, then compare both batches through it."""
+    def _matching(self, step: int, real: Tensor, fake: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Train the network of the pool whose turn it is, then compare both batches through it."""
         assert self.pool is not None
         member = self.pool.member(step)
         key = pool_key(self.seed, step)
-        seen = self.match_augment(real, key)
-        losses["pool"] = member.train(seen, labels)
-        matching = member.match(seen, self.match_augment(fake, key), labels)
-        losses["match"] = matching.detach()
-        return matching
+        alike = torch.zeros_like(labels) if self.config.match_augment_alike else None
+        seen = self.match_augment(self.pool.prepare(real), key, alike)
+        taught = self._teach(member, step) if self.config.pool_batches else member.train(seen, labels)
+        shown = self.match_augment(self.pool.prepare(fake), key, alike)
+        return {"pool": taught, "match": member.match(seen, shown, labels)}
 
-    def _match_step(self, step: int) -> Losses:
-        return self._gan_step(step, match=True)
+    def _teach(self, member: Member, step: int) -> Tensor:
+        """Train a network on real batches of its own; return the last loss."""
+        assert self.pool is not None
+        count, batches = self.config.pool_batches, self.match_batches
+        for turn in range(step * count, (step + 1) * count):
+            images, labels = batches.matched(batches.labels_at(turn), turn, "pool")
+            key = latents.fold(_TEACHING, self.seed, turn)
+            loss = member.train(self.pool_augment(self.pool.prepare(images), key), labels)
+        return loss
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return networks, averages, optimisers and pool."""
         state = pack_module("network", self.network) | pack_module("critic", self.critic)
         state |= pack_module("average", self.average)
-        for name, optimizer in self.optimizers.items():
+        for name, optimizer in self.game.optimizers.items():
             state |= pack_optimizer(f"adam.{name}", optimizer)
         return state | (self.pool.state_dict() if self.pool else {})
 
@@ -303,7 +348,7 @@ class DiM(Method):
         unpack_module("network", self.network, state)
         unpack_module("critic", self.critic, state)
         unpack_module("average", self.average, state)
-        for name, optimizer in self.optimizers.items():
+        for name, optimizer in self.game.optimizers.items():
             unpack_optimizer(f"adam.{name}", optimizer, state)
         if self.pool:
             self.pool.load_state_dict(state)

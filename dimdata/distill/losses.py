@@ -67,6 +67,29 @@ def feature(real: View, fake: View) -> Tensor:
     return difference.square().sum(1).mean() / (real.features.var(0).sum() + 1e-6)
 
 
+@MATCHING.register("feature-unbiased")
+def feature_unbiased(real: View, fake: View) -> Tensor:
+    """Squared distance of class-wise feature means, without the bias of a batch, scaled by the real variance.
+
+    The distance of two means of n samples is, on average, that of the laws' means *plus the variance of each mean*.
+    `feature` therefore also asks for generated images of little variance, and the losses that compare position by
+    position, where both images are random ones of a class, ask for it n times as strongly. Here the differences d_i of
+    position i are multiplied with those of other positions of the class only, <d_i, d_j> with i != j: all ways of
+    taking two independent halves at once (a U-statistic, as in the unbiased MMD of Gretton et al., JMLR 2012). Its
+    average is the distance of the laws' means alone, so variety costs nothing.
+
+    It can be negative in a batch, and is noisier than `feature`. Classes with one image in the batch do not count.
+    Networks that normalise by the batch (batch norm) make the images of a batch depend on one another a little.
+    """
+    difference = fake.features - real.features
+    members = F.one_hot(real.labels, real.logits.shape[1]).to(difference.dtype)
+    count = members.sum(0)
+    pairs = count * (count - 1)
+    products = (members.T @ difference).square().sum(1) - members.T @ difference.square().sum(1)
+    distance = (products / pairs.clamp_min(1)).sum() / (pairs > 0).sum().clamp_min(1)
+    return distance / (real.features.var(0).sum() + 1e-6)
+
+
 @MATCHING.register("gradient")
 def gradient(real: View, fake: View) -> Tensor:
     """Distance of the gradients that the two batches give the last linear layer (after Zhao et al., ICLR 2021).
@@ -91,10 +114,17 @@ def label(real: View, fake: View) -> Tensor:
 
 @dataclass(frozen=True)
 class Adversarial:
-    """The two sides of an adversarial game on scores `[B]` of paired real and generated images."""
+    """The two sides of an adversarial game on scores `[B]` of paired real and generated images.
+
+    Attributes:
+        discriminator: From scores of real and of generated images to the critic's loss.
+        generator: From the same to the generator's.
+        relative: Whether the generator's loss looks at the scores of real images.
+    """
 
     discriminator: Callable[[Tensor, Tensor], Tensor]
     generator: Callable[[Tensor, Tensor], Tensor]
+    relative: bool = True
 
 
 ADVERSARIAL: Registry[Adversarial] = Registry("adversarial loss", "dimdata.adversarial")
@@ -103,6 +133,14 @@ ADVERSARIAL.register("hinge")(
     Adversarial(  # Lim and Ye, arXiv 1705.02894
         discriminator=lambda real, fake: F.relu(1 - real).mean() + F.relu(1 + fake).mean(),
         generator=lambda real, fake: -fake.mean(),
+        relative=False,
+    )
+)
+ADVERSARIAL.register("wasserstein")(
+    Adversarial(  # Arjovsky et al., ICML 2017; needs a penalty, see `dimdata.distill.penalties`
+        discriminator=lambda real, fake: fake.mean() - real.mean(),
+        generator=lambda real, fake: -fake.mean(),
+        relative=False,
     )
 )
 ADVERSARIAL.register("relativistic")(

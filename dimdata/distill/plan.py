@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dimdata.distill.config import make_config
+from dimdata.distill.method import METHODS
 from dimdata.errors import FormatError, RunError
 from dimdata.spec import Record, require
 
@@ -74,7 +76,13 @@ def _flat(prefix: str, value: Any) -> dict[str, Any]:
 
 
 def compare(old: Plan, new: Plan) -> None:
-    """Refuse a resumed run that differs in more than budget and machine."""
+    """Refuse a resumed run that differs in more than budget and machine.
+
+    A setting that is newer than the old run had its default's meaning in it.
+    """
+    if old.method == new.method:
+        settings = make_config(METHODS[old.method].Config, old.config).to_json()
+        old = Plan.from_json(old.to_json() | {"config": settings})
     budget = ("steps", "minutes", "config.default_steps")
     ours, theirs = (
         {key: value for key, value in _flat("", plan.to_json()).items() if key not in budget} for plan in (old, new)

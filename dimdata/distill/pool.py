@@ -1,7 +1,12 @@
-"""The pool of networks through whose eyes generated images are matched with real ones (DiM, arXiv 2303.04707)."""
+"""The pool of networks through whose eyes generated images are matched with real ones (DiM, arXiv 2303.04707).
+
+How the pool is kept is a policy with a name; register another with `POOLS.register(name)`, from any package through
+the entry-point group `dimdata.pools`.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import torch
@@ -13,7 +18,12 @@ from dimdata.distill.losses import MATCHING, View
 from dimdata.distill.state import pack_module, pack_optimizer, unpack_module, unpack_optimizer
 from dimdata.engine import Engine
 from dimdata.errors import ArgumentError
+from dimdata.registry import Registry
 from dimdata.students.source import NetworkSource
+
+SPACES = ("unit", "normalized")
+
+_DRAWN = latents.stream("pool.drawn")
 
 
 class Watched(nn.Module):
@@ -44,12 +54,16 @@ class Watched(nn.Module):
 
 
 class Member:
-    """One place in the pool: a network that is trained, retired at its age limit, and born again from its source."""
+    """A network of the pool and its optimiser.
 
-    def __init__(self, place: int, source: NetworkSource, pool: Pool) -> None:
-        self.place, self.source, self.pool = place, source, pool
-        self.births, self.age = 0, 0
-        self.network = Watched(source.network(self._number()))
+    Args:
+        network: Its first life.
+        pool: The pool it is in.
+    """
+
+    def __init__(self, network: nn.Module, pool: Pool) -> None:
+        self.pool = pool
+        self.network = Watched(network)
         pool.engine.place(self.network).train()
         self.optimizer = torch.optim.SGD(
             self.network.parameters(), lr=pool.lr, momentum=0.9, weight_decay=5e-4, fused=True
@@ -57,12 +71,9 @@ class Member:
         self.train_loss = pool.engine.compile(self._train_loss)
         self.match_loss = pool.engine.compile(self._match_loss)
 
-    def _number(self) -> int:
-        return self.place + self.births * self.pool.size
-
     def _view(self, images: Tensor, labels: Tensor) -> View:
         with self.pool.engine.autocast():
-            logits, features = self.network(self.pool.normalize(images))
+            logits, features = self.network(self.pool.enter(images))
         return View(logits, features, labels)
 
     def _train_loss(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -74,46 +85,45 @@ class Member:
         return MATCHING[self.pool.matching](target, self._view(fake, labels))
 
     def match(self, real: Tensor, fake: Tensor, labels: Tensor) -> Tensor:
-        """Return the matching loss of generated images `[B, C, H, W]`, paired with real ones of the same labels."""
+        """Return the matching loss of generated images `[B, C, H, W]`, paired with real ones of the same labels.
+
+        Both are as `Pool.prepare` returns them.
+        """
         self.network.requires_grad_(False)
         loss: Tensor = self.match_loss(real, fake, labels)
         self.network.requires_grad_(True)
         return loss
 
-    def limit(self) -> int:
-        """Steps this network lives; first lives are shorter the lower the place, so that ages stay staggered."""
-        cap = self.pool.age
-        return cap if self.births else max(1, cap * (self.place + 1) // self.pool.size)
+    def renew(self, network: nn.Module) -> None:
+        """Begin another life with the weights of a network of the same kind."""
+        self.network.renew(network)
+        self.optimizer.state.clear()
 
     def train(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Take one step on real images; a network at its limit is born again first."""
-        if self.age >= self.limit():
-            self.births += 1
-            self.age = 0
-            self.network.renew(self.source.network(self._number()))
-            self.optimizer.state.clear()
+        """Take one step on real images, as `Pool.prepare` returns them; return the loss."""
         loss: Tensor = self.train_loss(images, labels)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
-        self.age += 1
         return loss.detach()
 
 
-class Pool:
-    """Networks of staggered age and several families; each step belongs to one of them in turn.
-
-    The published pool is one fresh network at a time, rebuilt every epoch and trained 16 steps for each step of the
-    generator. Keeping several alive gives more diversity for a sixteenth of the work.
+class Pool(ABC):
+    """Networks that are trained on real images while the generator is, and replaced from time to time.
 
     Args:
-        sources: Where each place gets its networks from.
+        sources: Where the networks come from, one source for each family.
         matching: Name of a matching loss.
         mean: Per-channel mean of the real images.
         std: Their standard deviation.
         engine: Device and precision.
         lr: Learning rate of the networks.
-        age: Steps after which a network is replaced.
+        age: Turns after which a network is replaced; it has a turn at each step that it is asked at.
+        space: Where images are augmented: in the `unit` range [0, 1], or `normalized`, as students are trained.
+        seed: Of all choices.
+
+    Attributes:
+        period: After so many turns the work of a turn repeats.
     """
 
     def __init__(
@@ -125,28 +135,96 @@ class Pool:
         engine: Engine,
         lr: float,
         age: int,
+        space: str = "unit",
+        seed: int = 0,
     ) -> None:
         MATCHING[matching]  # an unknown name is refused here, not in the middle of a run
-        self.matching, self.engine, self.lr, self.age, self.size = matching, engine, lr, age, len(sources)
+        self.sources, self.matching, self.engine, self.lr, self.age = sources, matching, engine, lr, age
+        self.space, self.seed = space, seed
         self.mean = torch.tensor(mean, device=engine.device)[:, None, None]
         self.std = torch.tensor(std, device=engine.device)[:, None, None]
-        self.members = [Member(place, source, self) for place, source in enumerate(sources)]
+        self.period = 1
+        self.begin()
 
-    def normalize(self, images: Tensor) -> Tensor:
-        """Normalise images in [0, 1], in the memory order of the networks."""
-        return ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+    @abstractmethod
+    def begin(self) -> None:
+        """Make the first networks."""
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Bring images in [0, 1] to where they are augmented."""
+        return images if self.space == "unit" else (images - self.mean) / self.std
+
+    def enter(self, images: Tensor) -> Tensor:
+        """Bring augmented images to what the networks expect: normalised, in the memory order of convolutions."""
+        if self.space == "unit":
+            images = (images - self.mean) / self.std
+        return images.contiguous(memory_format=torch.channels_last)
+
+    @abstractmethod
+    def member(self, step: int) -> Member:
+        """Return the network whose turn it is at a step, born again if its time is over; it ages by a turn."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return networks, optimisers and ages."""
+
+    @abstractmethod
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what `state_dict` returned."""
+
+
+POOLS: Registry[type[Pool]] = Registry("pool policy", "dimdata.pools")
+
+
+class _Place(Member):
+    """One place of a staggered pool: a network that is retired at its age limit, and born again from its source."""
+
+    def __init__(self, place: int, source: NetworkSource, pool: Pool, size: int) -> None:
+        self.place, self.source, self.size = place, source, size
+        self.births, self.age = 0, 0
+        super().__init__(source.network(self._number()), pool)
+
+    def _number(self) -> int:
+        return self.place + self.births * self.size
+
+    def limit(self) -> int:
+        """Turns this network lives; first lives are shorter the lower the place, so that ages stay staggered."""
+        cap = self.pool.age
+        return cap if self.births else max(1, cap * (self.place + 1) // self.size)
+
+    def turn(self) -> None:
+        """Age by a turn; a network at its limit is born again first."""
+        if self.age >= self.limit():
+            self.births += 1
+            self.age = 0
+            self.renew(self.source.network(self._number()))
+        self.age += 1
+
+
+@POOLS.register("staggered")
+class StaggeredPool(Pool):
+    """Networks of staggered age and several families, one for each source; each step belongs to one of them in turn.
+
+    Keeping several alive shows the generator networks of every age at once; see `FreshPool` for the published way.
+    """
+
+    def begin(self) -> None:
+        """Make the first networks."""
+        self.period = len(self.sources)
+        self.members = [_Place(place, source, self, self.period) for place, source in enumerate(self.sources)]
 
     def member(self, step: int) -> Member:
-        """Return the network whose turn it is."""
-        return self.members[step % self.size]
+        """Return the network whose turn it is; see `Pool.member`."""
+        member = self.members[step % len(self.members)]
+        member.turn()
+        return member
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return networks, optimisers and ages."""
         state: dict[str, Tensor] = {}
         for member in self.members:
             prefix = f"pool.{member.place}"
-            state |= pack_module(f"{prefix}.network", member.network)
-            state |= pack_optimizer(f"{prefix}.optimizer", member.optimizer)
+            state |= _pack(prefix, member)
             state[f"{prefix}.life"] = torch.tensor([member.births, member.age])
         return state
 
@@ -154,9 +232,58 @@ class Pool:
         """Restore what `state_dict` returned."""
         for member in self.members:
             prefix = f"pool.{member.place}"
-            unpack_module(f"{prefix}.network", member.network, state)
-            unpack_optimizer(f"{prefix}.optimizer", member.optimizer, state)
+            _unpack(prefix, member, state)
             member.births, member.age = state[f"{prefix}.life"].tolist()
+
+
+@POOLS.register("fresh")
+class FreshPool(Pool):
+    """One network at a time, of a family drawn uniformly, from scratch (the published "models pool").
+
+    Published, it lives for an epoch and is trained on 16 real batches before each step of the generator.
+    """
+
+    def begin(self) -> None:
+        """Make the first networks."""
+        self._kept: dict[int, Member] = {}  # one for each family, so that each is compiled once
+        self._bear(0)
+
+    def _bear(self, births: int) -> None:
+        self.births, self.turns = births, 0
+        key = latents.fold(_DRAWN, self.seed)
+        self.place = int(latents.integers(key, torch.tensor([births]), len(self.sources)))
+        network = self.sources[self.place].network(births)
+        if self.place in self._kept:
+            self._kept[self.place].renew(network)
+        else:
+            self._kept[self.place] = Member(network, self)
+
+    def member(self, step: int) -> Member:
+        """Return the one network; see `Pool.member`."""
+        if self.turns >= self.age:
+            self._bear(self.births + 1)
+        self.turns += 1
+        return self._kept[self.place]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the network, its optimiser and its age."""
+        return {**_pack("pool", self._kept[self.place]), "pool.life": torch.tensor([self.births, self.turns])}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what `state_dict` returned."""
+        births, turns = state["pool.life"].tolist()
+        self._bear(births)
+        self.turns = turns
+        _unpack("pool", self._kept[self.place], state)
+
+
+def _pack(prefix: str, member: Member) -> dict[str, Tensor]:
+    return pack_module(f"{prefix}.network", member.network) | pack_optimizer(f"{prefix}.optimizer", member.optimizer)
+
+
+def _unpack(prefix: str, member: Member, state: Mapping[str, Tensor]) -> None:
+    unpack_module(f"{prefix}.network", member.network, state)
+    unpack_optimizer(f"{prefix}.optimizer", member.optimizer, state)
 
 
 def pool_key(seed: int, step: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,9 @@ from dimdata.recipe import Recipe
 from dimdata.registry import Registry
 from dimdata.spec import Record, Spec, require
 
-ARCHITECTURES: Registry[type[Architecture]] = Registry("generator network", "dimdata.architectures")
+ARCHITECTURES: Registry[type[Architecture]] = Registry(
+    "generator network", "dimdata.architectures", ("dimdata.generators.acgan",)
+)
 
 
 class Architecture(nn.Module, ABC):
@@ -55,6 +58,13 @@ class NetworkGenerator(Generator):
     def _draw(self, latent: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         labels = self.labels(index)
         return self.network(latent, labels).float(), labels
+
+    @classmethod
+    def joined(cls, parts: Sequence[Generator], recipe: Recipe, method: str) -> Generator:
+        """Return networks as the stages of one generator, which draws from them in turn; see `Generator.joined`."""
+        from dimdata.generators.staged import join  # which builds on this module
+
+        return join(parts, recipe, method)
 
 
 def build(spec: Spec) -> Architecture:

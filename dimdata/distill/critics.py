@@ -1,0 +1,103 @@
+"""Critics: the networks that tell real images from generated ones, and name their class.
+
+Register another with `CRITICS.register(name)`, from any package through the entry-point group `dimdata.critics`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dimdata.registry import Registry
+from dimdata.students import ImageShape
+
+
+class Critic(nn.Module, ABC):
+    """A network that scores images.
+
+    Args:
+        image_shape: (channels, height, width).
+        num_classes: Classes, K.
+        width: Channels of its first layer.
+    """
+
+    def __init__(self, image_shape: ImageShape, num_classes: int, width: int) -> None:
+        super().__init__()
+
+    @abstractmethod
+    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Judge images.
+
+        Args:
+            images: `[B, C, H, W]` in [0, 1].
+            labels: int64 `[B]`.
+
+        Returns:
+            Scores float32 `[B]`, higher for real images, and class logits float32 `[B, K]`.
+        """
+
+
+CRITICS: Registry[type[Critic]] = Registry("critic", "dimdata.critics")
+
+
+@CRITICS.register("projection")
+class ProjectionCritic(Critic):
+    """Strided convolutions, a projection of the class (Miyato and Koyama, ICLR 2018) and a class head (AC-GAN)."""
+
+    def __init__(self, image_shape: ImageShape, num_classes: int, width: int) -> None:
+        super().__init__(image_shape, num_classes, width)
+        self.down1 = nn.Conv2d(image_shape[0], width, 4, 2, 1)
+        self.down2 = nn.Conv2d(width, 2 * width, 4, 2, 1)
+        self.same = nn.Conv2d(2 * width, 2 * width, 3, 1, 1)
+        self.down3 = nn.Conv2d(2 * width, 4 * width, 4, 2, 1)
+        self.score = nn.Linear(4 * width, 1)
+        self.project = nn.Linear(4 * width, num_classes)
+        self.classify = nn.Linear(4 * width, num_classes)
+
+    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return scores and class logits; see `Critic.forward`."""
+        x = (images * 2 - 1).contiguous(memory_format=torch.channels_last)
+        x = F.leaky_relu(self.down1(x), 0.2)
+        x = F.leaky_relu(self.down2(x), 0.2)
+        x = x + F.leaky_relu(self.same(x), 0.2)
+        x = F.leaky_relu(self.down3(x), 0.2)
+        x = x.float().mean((2, 3))
+        score = self.score(x).squeeze(1) + self.project(x).gather(1, labels[:, None]).squeeze(1)
+        return score.float(), self.classify(x).float()
+
+
+@CRITICS.register("acgan")
+class AcganCritic(Critic):
+    """The published DiM's: eight 3x3 convolutions of one width, layer norm after each, the maximum over the last map.
+
+    The norm is over channels and places, with a scale and a shift for each of them, so that images are judged one by
+    one, as a gradient penalty wants. The score does not depend on the label: an auxiliary classifier (Odena et al.,
+    ICML 2017) carries the condition.
+    """
+
+    _STRIDES = (1, 2, 1, 2, 1, 1, 1, 2)
+
+    def __init__(self, image_shape: ImageShape, num_classes: int, width: int) -> None:
+        super().__init__(image_shape, num_classes, width)
+        channels, *sides = image_shape
+        layers: list[nn.Module] = []
+        for stride in self._STRIDES:
+            sides = [-(-side // stride) for side in sides]
+            layers += [
+                nn.Conv2d(channels, width, 3, stride, 1),
+                nn.LayerNorm([width, *sides]),
+                nn.LeakyReLU(0.01),
+            ]
+            channels = width
+        self.layers = nn.Sequential(*layers)
+        self.score = nn.Linear(width, 1)
+        self.classify = nn.Linear(width, num_classes)
+
+    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return scores and class logits; see `Critic.forward`."""
+        x = self.layers((images * 2 - 1).contiguous(memory_format=torch.channels_last))
+        x = x.float().amax((2, 3))
+        return self.score(x).squeeze(1).float(), self.classify(x).float()
