@@ -1,6 +1,6 @@
 """Real images: where they come from, how they are split and batched, and the baselines made of them."""
 
-from dimdata.real.baselines import all_real, class_mean, distinct_real, kmeans_real, random_real
+from dimdata.real.baselines import all_real, class_mean, distinct_real, kmeans_real, random_real, selected_real
 from dimdata.real.batches import Batches
 from dimdata.real.choice import balanced, subset, validation_split
 from dimdata.real.data import RealData, Split
@@ -18,6 +18,7 @@ __all__ = [
     "load_real",
     "names",
     "random_real",
+    "selected_real",
     "subset",
     "validation_split",
 ]

@@ -1,0 +1,291 @@
+"""Dataset Distillation (Wang et al., arXiv 1811.10959): learned images with learned step sizes.
+
+A network takes a few steps of plain gradient descent on the learned images, always in the same order, and should then
+classify real images well. The images and one positive step size for each step taken are learned by gradient descent
+through that whole training (`unroll`). With soft labels (Sucholutsky and Schonlau, IJCNN 2021) the images' class
+distributions are learned too, and there may be fewer images than classes.
+
+The result belongs to the order, the step sizes and the start it was learned for; its recipe carries all three.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dimdata import latents
+from dimdata.distill.beginnings import Beginning, Setting, begin
+from dimdata.distill.method import METHODS, Losses, Method, Phase, Probe
+from dimdata.distill.objectives import objective_of
+from dimdata.distill.starts import Pretrain, Starts
+from dimdata.distill.state import pack_optimizer, unpack_optimizer
+from dimdata.distill.unroll import Unroll
+from dimdata.engine import Engine
+from dimdata.errors import ArgumentError
+from dimdata.generators.base import Generator
+from dimdata.generators.table import table_generator
+from dimdata.real import Batches, RealData
+from dimdata.recipe import Leg, Recipe
+from dimdata.spec import Record, require
+
+SIZES = "step_sizes"  # the recipe tensor of the learned step sizes
+
+_BATCHES = latents.stream("dd.batches")
+_PROBED = 8  # random starts
+_LEAST = 1e-4  # of a class's share of a soft label that learning goes on from
+
+
+@dataclass(frozen=True, kw_only=True)
+class DDConfig(Record):
+    """How Dataset Distillation is run.
+
+    Attributes:
+        student: The network that is trained on the images; without batch normalisation and dropout.
+        law: Initialisation law of its weights; see `students.source.InitLaw`.
+        start: `fixed` (one draw of weights, stored with the result) or `random` (new weights each step).
+        pretrain: Weights that are trained first: for adaptation, and for poisoning.
+        networks: Networks trained in each step; they differ only under a random start.
+        inner_steps: Different batches of learned images.
+        epochs: How often a training goes through them.
+        per_class: Images of each class in a batch.
+        images: Images in a batch, whatever the classes; 0 = by `per_class`.
+        soft: Whether the images' class distributions are learned.
+        smoothing: What soft labels begin with: this share is spread over all classes.
+        begin: What the images begin as: `noise`, real ones (`random`, `selected`, `kmeans`, `mean`), or the name or
+            folder of a stored result, whose images and soft labels are taken on, and its step sizes and start where
+            their number and the student are the same.
+        learn_images: Whether the images are learned; without, real images get step sizes (the paper's baselines).
+        step_size: What the step sizes begin as.
+        objective: What the trained network should do; `distill`, or `poison` with `victim` and `taken_for`.
+        batch_size: Real images that judge a trained network.
+        lr: Adam's learning rate of the images, which are in normalised units.
+        lr_targets: Of the soft labels' logits.
+        lr_sizes: Of the step sizes, behind a softplus: nearly the relative change of a small one.
+        lr_end: The share of the learning rates that a cosine falls to.
+        clip: A gradient is cut to so many times its usual norm, as Adam's second moments tell it; 0 = never.
+        default_steps: Steps of a run that names no budget.
+    """
+
+    student: str = "lenet"
+    law: Literal["default", "xavier", "kaiming", "orthogonal", "normal"] = "xavier"
+    start: Literal["fixed", "random"] = "fixed"
+    pretrain: Pretrain = field(default_factory=Pretrain)
+    networks: int = 1
+    inner_steps: int = 10
+    epochs: int = 3
+    per_class: int = 1
+    images: int = 0
+    soft: bool = False
+    smoothing: float = 0.1
+    begin: str = "noise"
+    learn_images: bool = True
+    step_size: float = 0.02
+    objective: Mapping[str, Any] = field(default_factory=lambda: {"name": "distill"})
+    batch_size: int = 1024
+    lr: float = 0.01
+    lr_targets: float = 0.01
+    lr_sizes: float = 0.01
+    lr_end: float = 0.01
+    clip: float = 3.0
+    default_steps: int = 5_000
+
+    def check(self) -> None:
+        """Refuse values out of range; see `Record.check`."""
+        for name in ("networks", "inner_steps", "epochs", "per_class", "batch_size", "default_steps"):
+            require(getattr(self, name) >= 1, f"config.{name} is {getattr(self, name)}; 1 or more is needed.")
+        require(self.images >= 0, f"config.images is {self.images}; 0 or more is needed.")
+        for name in ("step_size", "lr", "lr_targets", "lr_sizes"):
+            require(getattr(self, name) > 0, f"config.{name} is {getattr(self, name)}; it must be positive.")
+        require(0 < self.smoothing < 1, f"config.smoothing is {self.smoothing}; it must be in (0, 1).")
+        require(0 <= self.lr_end <= 1, f"config.lr_end is {self.lr_end}; it must be in [0, 1].")
+        require(self.clip >= 0, f"config.clip is {self.clip}; it must not be negative.")
+        require(
+            self.start == "random" or self.networks == 1,
+            f"config.networks is {self.networks}; from a fixed start all networks are the same one.",
+        )
+
+
+@METHODS.register("dd")
+class DD(Method):
+    """Dataset Distillation; see the module's docstring.
+
+    Attributes:
+        learned: What is learned: `images` `[S, B, C, H, W]` in normalised units, `logits` `[S, B, K]` of the soft
+            labels, and `sizes` `[T]`, the step sizes before the softplus.
+    """
+
+    Config = DDConfig
+    config: DDConfig
+
+    def __init__(self, config: DDConfig, real: RealData, engine: Engine, seed: int, steps: int) -> None:
+        # Training by unrounded step sizes is what is learned: half precision would be another training.
+        engine = dataclasses.replace(engine, bf16=False)
+        super().__init__(config, real, engine, seed, steps)
+        self.config = config
+        classes = real.num_classes
+        self.per_step = config.images or config.per_class * classes
+        rows = config.inner_steps * self.per_step
+        require(
+            config.soft or rows >= classes,
+            f"{rows} images are fewer than the {classes} classes, which takes soft labels: --set soft=true.",
+        )
+        self.objective = objective_of(config.objective)
+        self.objective.fit(real.classes)
+        self.mean = torch.tensor(real.mean, device=engine.device)[:, None, None]
+        self.std = torch.tensor(real.std, device=engine.device)[:, None, None]
+        self.batches = Batches(real.train, engine.device, latents.fold(_BATCHES, seed), config.batch_size)
+        self.starts = Starts(config.student, config.law, config.start, config.pretrain, real, engine, seed)
+        self.unroll = Unroll(self.starts.template(), engine)
+        self.hard = _by_row(rows, classes).view(config.inner_steps, self.per_step, classes).to(engine.device)
+        begun = begin(config.begin, Setting(real, rows, seed, self._score))
+        if begun.targets is not None and not config.soft:
+            raise ArgumentError(f"The images of {config.begin} have soft labels.", "Learn them on: --set soft=true.")
+        if begun.start is not None and self.starts.fixed and begun.student == config.student:
+            self.starts.replace(begun.start)
+        self.learned = self._first(begun)
+        groups = {"images": config.lr, "logits": config.lr_targets, "sizes": config.lr_sizes}
+        self.rates = {name: groups[name] for name in self.learned if name != "images" or config.learn_images}
+        for name in self.rates:
+            self.learned[name].requires_grad_()
+        self.optimizer = torch.optim.Adam(
+            [{"params": [self.learned[name]], "lr": rate} for name, rate in self.rates.items()], betas=(0.5, 0.999)
+        )
+
+    def _first(self, begun: Beginning) -> dict[str, Tensor]:
+        """Return what is learned as it begins; see `learned`."""
+        config, device = self.config, self.engine.device
+        images = self.normalise(begun.images.to(device)).view(*self.hard.shape[:2], *self.real.image_shape)
+        first = {"images": images.contiguous()}
+        if config.soft:
+            blunt = torch.lerp(self.hard, self.hard.new_full((), 1 / self.real.num_classes), config.smoothing)
+            targets = blunt if begun.targets is None else begun.targets.to(device).view_as(blunt).clamp_min(_LEAST)
+            first["logits"] = targets.log()
+        sizes = torch.full((config.inner_steps * config.epochs,), config.step_size)
+        if begun.sizes is not None and len(begun.sizes) == len(sizes):
+            sizes = begun.sizes
+        return first | {"sizes": _before_softplus(sizes.to(device))}
+
+    @classmethod
+    def default_steps(cls, config: Record) -> int:
+        """Return the configured number."""
+        assert isinstance(config, DDConfig)
+        return config.default_steps
+
+    def phases(self) -> tuple[Phase, ...]:
+        """Return the one phase."""
+        return (Phase("unroll", self.steps, self._take_step, self.config.batch_size),)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Bring images `[N, C, H, W]` from [0, 1] to zero mean and unit deviation."""
+        return (images - self.mean) / self.std
+
+    def targets(self) -> Tensor:
+        """Return the targets as they stand, `[S, B, K]`."""
+        return self.learned["logits"].softmax(-1) if self.config.soft else self.hard
+
+    def sizes(self) -> Tensor:
+        """Return the step sizes as they stand, `[T]`."""
+        return F.softplus(self.learned["sizes"])
+
+    def _score(self, images: Tensor) -> float:
+        """Return the loss after training on images `[N, C, H, W]` in [0, 1] by the first step sizes."""
+        config = self.config
+        batches = self.normalise(images.to(self.engine.device)).view(*self.hard.shape[:2], *self.real.image_shape)
+        sizes = torch.full((config.inner_steps * config.epochs,), config.step_size, device=self.engine.device)
+        last = self.unroll.trajectory(self.starts.weights(0, config.networks), batches, self.hard, sizes)[-1]
+        real, labels = self.batches.at(0)
+        return float(self.unroll.losses(last, self.normalise(real), self.objective.labels(labels)).mean())
+
+    def _take_step(self, step: int) -> Losses:
+        real, labels = self.batches.at(step)
+        weights = self.starts.weights(step, self.config.networks)
+        targets, sizes = self.targets(), self.sizes()
+        found = self.unroll.gradients(
+            weights,
+            self.learned["images"].detach(),
+            targets.detach(),
+            sizes.detach(),
+            self.normalise(real),
+            self.objective.labels(labels),
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.config.learn_images:
+            self.learned["images"].grad = found.images
+        if self.config.soft:
+            targets.backward(found.targets)  # type: ignore[no-untyped-call]
+        sizes.backward(found.sizes)  # type: ignore[no-untyped-call]
+        share = (1 + math.cos(math.pi * min(1.0, step / self.steps))) / 2
+        share = self.config.lr_end + (1 - self.config.lr_end) * share
+        for group, rate in zip(self.optimizer.param_groups, self.rates.values(), strict=True):
+            group["lr"] = rate * share
+            if self.config.clip:
+                self._cut(group["params"][0], group["betas"][1])
+        self.optimizer.step()
+        return {"loss": found.loss, "step size": sizes.detach().mean()}
+
+    def _cut(self, tensor: Tensor, decay: float) -> None:
+        """Shorten a gradient that is much longer than usual: a training on the edge of divergence says little."""
+        state = self.optimizer.state.get(tensor)
+        if state and tensor.grad is not None:
+            usual = (state["exp_avg_sq"].sum() / (1 - decay ** state["step"])).sqrt()
+            tensor.grad.mul_((self.config.clip * usual / tensor.grad.norm().clamp_min(1e-30)).clamp(max=1.0))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return images, targets, step sizes, their moments, and the weights that were trained first."""
+        learned = {f"learned.{name}": tensor.detach() for name, tensor in self.learned.items()}
+        return learned | pack_optimizer("adam", self.optimizer) | self.starts.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what `state_dict` returned."""
+        with torch.no_grad():
+            for name, tensor in self.learned.items():
+                tensor.copy_(state[f"learned.{name}"])
+        unpack_optimizer("adam", self.optimizer, state)
+        self.starts.load_state_dict(state)
+
+    def probe(self) -> Probe:
+        """Score the student itself, trained on all images: the figure that the stored recipe gives again."""
+        return Probe(self.config.student, None, 1 if self.config.start == "fixed" else _PROBED)
+
+    def generator(self) -> Generator:
+        """Return the images as a table, with a recipe of their order, step sizes and start."""
+        real, config = self.real, self.config
+        start, tensors = self.starts.stored()
+        order = {"epochs": config.epochs, "batch_size": self.per_step, "shuffle": False}
+        leg = Leg(**order, step_sizes=SIZES, momentum=0.0, weight_decay=0.0)  # type: ignore[arg-type]
+        tensors = {SIZES: self.sizes().detach().cpu(), **tensors}
+        images = (self.learned["images"].detach().flatten(0, 1) * self.std + self.mean).cpu()
+        targets = self.targets().detach().flatten(0, 1).cpu() if config.soft else None
+        made = table_generator(
+            images,
+            targets=targets,
+            classes=real.classes,
+            mean=real.mean,
+            std=real.std,
+            recipe=Recipe(legs=(leg,), start=start, tensors=tuple(tensors)),
+            dataset=real.name,
+            method="dd",
+            flags=self.objective.flags,
+        )
+        made.recipe_tensors = tensors
+        return made
+
+
+def _by_row(rows: int, classes: int) -> Tensor:
+    """Return the class of each row as a distribution `[rows, classes]`: shared where rows are fewer than classes."""
+    if rows >= classes:
+        return F.one_hot(torch.arange(rows) % classes, classes).to(torch.float32)
+    shares = F.one_hot(torch.arange(classes) % rows, rows).T.to(torch.float32)
+    return shares / shares.sum(1, keepdim=True)
+
+
+def _before_softplus(sizes: Tensor) -> Tensor:
+    """Return what a softplus maps to positive sizes."""
+    return sizes + (-torch.expm1(-sizes)).log()

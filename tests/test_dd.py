@@ -1,0 +1,343 @@
+"""Dataset Distillation on the bundled digits, with a small perceptron."""
+
+import itertools
+import json
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from dimdata import artifact
+from dimdata.dataset import GeneratedDataset
+from dimdata.distill.beginnings import BEGINNINGS
+from dimdata.distill.config import make_config
+from dimdata.distill.dd import DD, DDConfig
+from dimdata.distill.objectives import objective_of
+from dimdata.distill.run import distill
+from dimdata.engine import Engine
+from dimdata.errors import ArgumentError, FormatError, NotFoundError
+from dimdata.evaluate import evaluate
+from dimdata.real import RealData, Split, load_real, random_real, selected_real
+from dimdata.recipe import Leg, Recipe
+from dimdata.students.train import accuracy, save_student, train
+
+PLAIN = {"device": "cpu", "precision": "fp32", "compile": "off"}
+CPU = Engine.of(*PLAIN.values())
+TINY = {"student": "mlp", "inner_steps": 2, "epochs": 2, "batch_size": 50, "lr": 0.05, "lr_sizes": 0.05}
+
+
+@pytest.fixture(scope="module")
+def real():
+    return load_real("digits")
+
+
+def run(out, steps=30, probes=0, **settings):
+    return distill("digits", out=out, method="dd", settings=TINY | settings, steps=steps, probes=probes, **PLAIN)
+
+
+def make(real, steps=6, seed=0, **settings):
+    return DD(make_config(DDConfig, TINY | settings), real, CPU, seed, steps)
+
+
+def score(generator, real, seed=0, network=None):
+    made = train(network or generator.recipe.student, generator, seed=seed, engine=CPU)
+    return accuracy(made.network, real.test.images, real.test.labels, real.mean, real.std, CPU)
+
+
+def take(method, first, last):
+    for step in range(first, last):
+        losses = method.phases()[0].step(step)
+    return losses
+
+
+@pytest.fixture(scope="module")
+def hard(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("dd") / "hard", steps=60, probes=2)
+
+
+def test_distilled_images_teach_more_than_real_ones_with_learned_step_sizes(hard, real, tmp_path):
+    frozen = artifact.load(run(tmp_path / "frozen", steps=60, begin="random", learn_images=False))
+    distilled = artifact.load(hard)
+    assert score(distilled, real) > score(frozen, real) + 0.05
+    index = torch.arange(20)
+    shown = frozen.draw(torch.empty(20, 0), index)[0]
+    expected = make(real, begin="random").generator().draw(torch.empty(20, 0), index)[0]
+    torch.testing.assert_close(shown, expected)
+    assert frozen.recipe_tensors["step_sizes"].std() > 0
+
+
+def test_training_on_the_result_gives_the_reported_accuracy_again(hard):
+    from dimdata.real import validation_split
+
+    events = [json.loads(line) for line in (hard.parent / "metrics.jsonl").read_text().splitlines()]
+    reported = [event["validation_accuracy"] for event in events if event["phase"] == "probe"][-1]
+    held_out = validation_split(load_real("digits"))
+    for source in (artifact.load(hard), GeneratedDataset(hard)):
+        made = train("mlp", source, engine=CPU)
+        test = held_out.test
+        found = accuracy(made.network, test.images, test.labels, held_out.mean, held_out.std, CPU)
+        assert round(100 * found, 2) == reported
+
+
+def test_the_recipe_is_the_training_that_was_unrolled(real):
+    method = make(real, steps=3, soft=True)
+    take(method, 0, 3)
+    generator = method.generator()
+    (leg,) = generator.recipe.legs
+    assert (leg.shuffle, leg.batch_size, leg.epochs, generator.images) == (False, 10, 2, 20)
+    weights = method.starts.weights(0, 1)
+    path = method.unroll.trajectory(
+        weights, method.learned["images"].detach(), method.targets().detach(), method.sizes().detach()
+    )
+    network = train("mlp", generator, engine=CPU).network
+    for name, parameter in network.named_parameters():
+        torch.testing.assert_close(parameter, path[-1][name])
+    assert (generator.recipe_tensors["step_sizes"] > 0).all()
+
+
+def test_evaluation_and_training_take_the_student_of_the_recipe(hard, real):
+    (found,) = evaluate(artifact.load(hard), real=real, seeds=1, baselines=(), engine=CPU)
+    assert found.student == "mlp"
+    assert found.mean == pytest.approx(100 * score(artifact.load(hard), real), abs=0.006)
+    with pytest.raises(ArgumentError, match="mlp"):
+        train("lenet", artifact.load(hard), engine=CPU)
+
+
+def test_equal_runs_give_equal_files(tmp_path):
+    first, second = (run(tmp_path / name, steps=3) / "model.safetensors" for name in "ab")
+    assert first.read_bytes() == second.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"soft": True},
+        {"start": "random", "networks": 2, "law": "orthogonal"},
+        {"start": "random", "pretrain": {"on": "digits", "count": 2, "epochs": 1}},
+    ],
+)
+def test_a_resumed_run_goes_on_bit_by_bit(real, settings):
+    whole = make(real, **settings)
+    take(whole, 0, 6)
+    broken = make(real, **settings)
+    take(broken, 0, 3)
+    state = {name: tensor.clone() for name, tensor in broken.state_dict().items()}
+    other = make(real, **settings)
+    other.load_state_dict(state)
+    take(other, 3, 6)
+    ours, expected = other.state_dict(), whole.state_dict()
+    assert ours.keys() == expected.keys()
+    assert all(torch.equal(ours[name], expected[name]) for name in expected)
+
+
+def test_a_stopped_run_resumes_from_its_folder(tmp_path):
+    whole = run(tmp_path / "whole", steps=4)
+
+    class Stop(Exception):
+        pass
+
+    def stop(event):
+        if event["step"] == 4:
+            raise Stop
+
+    with pytest.raises(Stop):
+        distill("digits", out=tmp_path / "b", method="dd", settings=TINY, steps=4, progress=stop, **PLAIN)
+    again = distill("digits", out=tmp_path / "b", method="dd", settings=TINY, steps=4, resume=True, **PLAIN)
+    assert (again / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def test_fewer_images_than_classes(real, tmp_path):
+    fast = {"lr": 0.1, "lr_sizes": 0.1, "lr_targets": 0.05}
+    folder = run(tmp_path / "five", steps=60, inner_steps=1, images=5, epochs=4, soft=True, **fast)
+    generator = artifact.load(folder)
+    assert generator.images == 5
+    dataset = GeneratedDataset(generator)
+    assert len(dataset) == 5
+    _, target = dataset[0]
+    assert target.shape == (10,)
+    assert float(target.sum()) == pytest.approx(1, abs=1e-5)
+    assert score(generator, real) > 0.4
+    assert (folder / "preview.png").exists()
+
+
+def test_fewer_images_than_classes_begin_with_a_share_of_each(real):
+    targets = make(real, inner_steps=1, images=5, soft=True).targets()[0]
+    assert targets.shape == (5, 10)
+    torch.testing.assert_close(targets.sum(1), torch.ones(5))
+    assert targets[0].topk(2).indices.sort().values.tolist() == [0, 5]
+    with pytest.raises(FormatError, match="soft"):
+        make(real, inner_steps=1, images=5)
+
+
+def test_soft_targets_move_and_hard_ones_do_not(real):
+    soft = make(real, soft=True)
+    before = soft.targets().detach().clone()
+    take(soft, 0, 3)
+    assert not torch.allclose(before, soft.targets())
+    torch.testing.assert_close(soft.targets().sum(-1), torch.ones(2, 10))
+    hard = make(real)
+    take(hard, 0, 2)
+    generator = hard.generator()
+    assert generator.spec.targets == "hard"
+    assert generator.labels(torch.arange(20)).tolist() == [*range(10), *range(10)]
+
+
+def test_random_starts_are_of_the_law_and_not_those_of_students(real):
+    method = make(real, start="random", networks=3, law="orthogonal")
+    first, second = method.starts.weights(0, 3), method.starts.weights(1, 3)
+    kinds = {tuple(w["fc1.weight"][0, :4].tolist()) for w in [*first, *second]}
+    assert len(kinds) == 6
+    recipe = method.generator().recipe
+    assert (recipe.start.law, recipe.start.student, recipe.tensors) == ("orthogonal", "mlp", ("step_sizes",))
+    for seed in range(3):
+        weight = train("mlp", method.generator(), seed=seed, engine=CPU, limit_steps=0).network.fc1.weight
+        assert tuple(weight[0, :4].tolist()) not in kinds
+        torch.testing.assert_close(weight.T @ weight, torch.eye(64), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("begin", list(BEGINNINGS))
+def test_every_beginning(real, begin):
+    method = make(real, begin=begin)
+    images = method.generator().draw(torch.empty(20, 0), torch.arange(20))[0]
+    assert images.shape == (20, 1, 8, 8)
+    assert images.isfinite().all()
+    inside = bool(((images >= -1e-4) & (images <= 1 + 1e-4)).all())
+    assert inside == (begin != "noise")
+
+
+def test_selected_real_images_are_the_best_scored(real):
+    recipe = Recipe(legs=(Leg(steps=1, batch_size=1),))
+    seen = []
+
+    def figure(table):
+        seen.append(table)
+        return float(table.table[0].float().mean())
+
+    best = selected_real(real, 1, [3, 4, 5], figure, recipe)
+    assert len(seen) == 3
+    assert best.table[0].float().mean() == min(t.table[0].float().mean() for t in seen)
+    assert any(torch.equal(best.table, random_real(real, 1, seed, recipe).table) for seed in (3, 4, 5))
+
+
+def test_going_on_from_an_earlier_result(hard, real, tmp_path):
+    method = make(real, begin=str(hard), soft=True)
+    earlier = artifact.load(hard)
+    now = method.generator()
+    index = torch.arange(20)
+    torch.testing.assert_close(now.draw(torch.empty(20, 0), index)[0], earlier.draw(torch.empty(20, 0), index)[0])
+    torch.testing.assert_close(now.recipe_tensors["step_sizes"], earlier.recipe_tensors["step_sizes"])
+    assert torch.equal(now.recipe_tensors["start.fc1.weight"], earlier.recipe_tensors["start.fc1.weight"])
+    assert torch.equal(now.labels(index), earlier.labels(index))
+    with pytest.raises(ArgumentError, match="20 images"):
+        make(real, begin=str(hard), inner_steps=1)
+    soft = artifact.save(now, tmp_path / "soft")
+    assert torch.equal(make(real, begin=str(soft), soft=True).generator().labels(index), now.labels(index))
+    with pytest.raises(ArgumentError, match="soft=true"):
+        make(real, begin=str(soft))
+    with pytest.raises(NotFoundError, match="begin"):
+        make(real, begin="kmean")
+
+
+def test_poisoning(real):
+    settings = {"pretrain": {"on": "digits", "epochs": 5}, "objective": {"name": "poison", "victim": 3, "taken_for": 8}}
+    method = make(real, steps=80, inner_steps=1, epochs=1, lr=0.2, **settings)
+    take(method, 0, 80)
+    generator = method.generator()
+    assert generator.spec.flags == ("poisoned",)
+    with pytest.warns(UserWarning, match="poisoned"):
+        GeneratedDataset(generator)
+    rows = real.test.labels == 3
+    before = train("mlp", generator, engine=CPU, limit_steps=0).network
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        after = train("mlp", generator, engine=CPU).network
+    victims = (real.test.images[rows].float() / 255 - real.mean[0]) / real.std[0]
+    mistaken = [float((network(victims).argmax(1) == 8).float().mean()) for network in (before, after)]
+    assert mistaken[0] < 0.2
+    assert mistaken[1] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("objective", "error", "words"),
+    [
+        ({"victim": 1}, FormatError, "name"),
+        ({"name": "harm"}, NotFoundError, "objective"),
+        ({"name": "poison", "victim": 2, "taken_for": 2}, FormatError, "same class"),
+        ({"name": "poison", "victim": 12}, ArgumentError, "12"),
+        ({"name": "distill", "victim": 2}, FormatError, "victim"),
+    ],
+)
+def test_objectives_that_do_not_fit(objective, error, words):
+    with pytest.raises(error, match=words):
+        objective_of(objective).fit(tuple("0123456789"))
+
+
+def flipped(real):
+    """The digits with dark and light exchanged and the classes in another order: another task of the same shape."""
+    return RealData.from_arrays(255 - real.train.images, 9 - real.train.labels, name="flipped")
+
+
+def test_adaptation_moves_a_network_trained_elsewhere(real, tmp_path):
+    other = flipped(real)
+    np.savez(tmp_path / "flipped.npz", images=other.train.images.numpy(), labels=other.train.labels.numpy())
+    settings = {"start": "random", "pretrain": {"on": str(tmp_path / "flipped.npz"), "count": 2, "epochs": 3}}
+    method = make(real, steps=50, epochs=4, lr=0.1, lr_sizes=0.1, **settings)
+    take(method, 0, 50)
+    generator = method.generator()
+    assert generator.recipe.start.law == "stored"
+    before = train("mlp", generator, engine=CPU, limit_steps=0).network
+    test = (real.test.images, real.test.labels, real.mean, real.std, CPU)
+    assert score(generator, real) > accuracy(before, *test) + 0.15
+
+
+def test_a_stored_student_as_the_start(real, tmp_path):
+    table = random_real(real, 20, 0, Recipe(legs=(Leg(epochs=2, batch_size=20),)))
+    made = train("mlp", table, engine=CPU)
+    path = save_student(made.network, tmp_path / "student.safetensors", made.info)
+    generator = make(real, pretrain={"on": str(path)}).generator()
+    weight = generator.recipe_tensors["start.fc1.weight"]
+    assert torch.equal(weight, made.network.fc1.weight.detach())
+    with pytest.raises(ArgumentError, match="holds a mlp"):
+        make(real, student="convnet2-w8", pretrain={"on": str(path)})
+    with pytest.raises(ArgumentError, match="one start"):
+        make(real, start="random", pretrain={"on": str(path)})
+
+
+def test_settings_that_contradict_one_another(real):
+    with pytest.raises(FormatError, match="networks"):
+        make(real, networks=2)
+    with pytest.raises(FormatError, match="step_size"):
+        make(real, step_size=0.0)
+    with pytest.raises(ArgumentError, match="running statistics"):
+        make(real, student="convnet2-w8-bn")
+    small = Split(real.train.images[:, :, :6, :6], real.train.labels, 10)
+    with pytest.raises(ArgumentError, match="one network cannot take both"):
+        DD(
+            make_config(DDConfig, TINY | {"pretrain": {"on": "digits"}}),
+            RealData(name="small", train=small, classes=real.classes, mean=real.mean, std=real.std),
+            CPU,
+            0,
+            1,
+        )
+
+
+def test_shuffled_use_is_told_once(hard):
+    dataset = GeneratedDataset(hard)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            assert len(list(DataLoader(dataset, batch_size=10))) == 2
+            assert len(list(dataset.loader(10, shuffle=False))) == 2
+        train("mlp", dataset, engine=CPU)
+    with pytest.warns(UserWarning, match="stored order") as told:
+        list(itertools.chain(*(dataset.loader(5, seed=seed) for seed in range(3))))
+    assert len(told) == 1
+
+
+def test_the_card_shows_how_to_train_by_the_recipe(hard):
+    text = (hard / "README.md").read_text(encoding="utf-8")
+    assert "train(generator.recipe.student, generator)" in text
+    assert "shuffle=True" not in text
+    assert "stored order" in text

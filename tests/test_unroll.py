@@ -1,0 +1,145 @@
+"""Gradients through a whole training, against autograd through its graph and against finite differences."""
+
+import pytest
+import torch
+from plain_unroll import plain_gradients
+from torch import nn
+from torch.nn import functional as F
+
+from dimdata.distill.unroll import Unroll, require_pure
+from dimdata.engine import Engine
+from dimdata.errors import ArgumentError
+from dimdata.students import make_student
+from dimdata.students.source import InitLaw
+
+CPU = Engine.of("cpu", "fp32", "off")
+CLASSES = 4
+
+
+class Smooth(nn.Module):
+    """A network without kinks, for finite differences."""
+
+    def __init__(self, image_shape=(2, 6, 6), num_classes=CLASSES):
+        super().__init__()
+        self.conv = nn.Conv2d(image_shape[0], 3, 3)
+        self.norm = nn.GroupNorm(1, 3)
+        self.line = nn.Linear(3 * 16, num_classes)
+
+    def forward(self, images):
+        return self.line(F.softplus(self.norm(self.conv(images))).flatten(1))
+
+
+def problem(student, shape, count=1, dtype=torch.float64, batches=2, per_batch=5, steps=5):
+    networks = [InitLaw(student, shape, CLASSES, "xavier").network(number).to(dtype) for number in range(count)]
+    random = torch.Generator().manual_seed(1)
+    given = {
+        "images": torch.randn(batches, per_batch, *shape, generator=random),
+        "targets": torch.rand(batches, per_batch, CLASSES, generator=random).softmax(-1),
+        "sizes": torch.rand(steps, generator=random) * 0.1 + 0.01,
+        "real": torch.randn(7, *shape, generator=random),
+    }
+    given = {name: tensor.to(dtype) for name, tensor in given.items()}
+    given["labels"] = torch.randint(0, CLASSES, (7,), generator=random)
+    weights = [{name: p.detach() for name, p in network.named_parameters()} for network in networks]
+    return networks[0], weights, given
+
+
+def values(found):
+    return found.loss, found.images, found.targets, found.sizes
+
+
+@pytest.mark.parametrize(
+    ("student", "shape"),
+    [
+        ("lenet", (1, 28, 28)),
+        ("convnet2-w8", (3, 8, 8)),
+        ("mlp", (1, 5, 5)),
+        ("alexcifarnet", (3, 16, 16)),
+        (Smooth, (2, 6, 6)),
+    ],
+)
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-11), (torch.float32, 1e-5)])
+def test_gradients_are_those_of_the_plain_unroll(student, shape, dtype, bound):
+    network, weights, given = problem(student, shape, dtype=dtype, steps=4)
+    found = Unroll(network, CPU).gradients(weights, **given)
+    expected = plain_gradients(network, weights[0], **given)
+    for ours, plain in zip(values(found), expected, strict=True):
+        assert ours.dtype == dtype
+        assert ours.shape == plain.shape
+        assert (ours - plain).norm() <= bound * plain.norm()
+
+
+@pytest.mark.parametrize("what", ["images", "targets", "sizes"])
+def test_gradients_are_finite_differences(what):
+    network, weights, given = problem(Smooth, (2, 6, 6), steps=6)
+    unroll = Unroll(network, CPU)
+    gradient = getattr(unroll.gradients(weights, **given), what)
+    direction = torch.randn(gradient.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+
+    def loss(distance):
+        moved = given | {what: given[what] + distance * direction}
+        last = unroll.trajectory(weights, moved["images"], moved["targets"], moved["sizes"])[-1]
+        return unroll.losses(last, moved["real"], moved["labels"])[0]
+
+    step = 1e-5
+    slope = (loss(step) - loss(-step)) / (2 * step)
+    assert float((gradient * direction).sum()) == pytest.approx(float(slope), rel=1e-6)
+
+
+def test_several_networks_are_the_mean_of_each():
+    network, weights, given = problem("convnet2-w8", (1, 8, 8), count=3)
+    unroll = Unroll(network, CPU)
+    together = values(unroll.gradients(weights, **given))
+    each = [values(unroll.gradients([one], **given)) for one in weights]
+    for ours, singles in zip(together, zip(*each, strict=True), strict=True):
+        torch.testing.assert_close(ours, sum(singles) / 3, rtol=1e-10, atol=1e-12)
+
+
+def test_a_network_that_diverges_is_left_out():
+    network, weights, given = problem("mlp", (1, 5, 5), count=3)
+    weights[1] = {name: tensor * float("inf") for name, tensor in weights[1].items()}
+    unroll = Unroll(network, CPU)
+    with_it = values(unroll.gradients(weights, **given))
+    without = values(unroll.gradients([weights[0], weights[2]], **given))
+    for ours, other in zip(with_it, without, strict=True):
+        torch.testing.assert_close(ours, other)
+    assert unroll.gradients([weights[1]], **given).loss.isnan()
+
+
+def test_the_trajectory_is_gradient_descent():
+    network, weights, given = problem("lenet", (1, 28, 28), batches=2, steps=3)
+    path = Unroll(network, CPU).trajectory(weights, given["images"], given["targets"], given["sizes"])
+    assert len(path) == 4
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
+    for step, batch in enumerate((0, 1, 0)):
+        optimizer.param_groups[0]["lr"] = float(given["sizes"][step])
+        optimizer.zero_grad()
+        F.cross_entropy(network(given["images"][batch]), given["targets"][batch]).backward()
+        optimizer.step()
+        for name, parameter in network.named_parameters():
+            torch.testing.assert_close(path[step + 1][name], parameter.detach(), rtol=1e-10, atol=1e-12)
+
+
+def test_memory_is_that_of_the_weights_of_each_step():
+    network, weights, given = problem("mlp", (1, 5, 5), count=2, steps=7)
+    size = sum(p.numel() for p in network.parameters()) * 8
+    unroll = Unroll(network, CPU)
+    assert unroll.gradients(weights, **given).trajectory_bytes == 2 * 8 * size
+    assert unroll.gradients(weights[:1], **given).trajectory_bytes == 8 * size
+
+
+def test_what_is_given_stays_as_it_is():
+    network, weights, given = problem("mlp", (1, 5, 5))
+    before = {name: tensor.clone() for name, tensor in (given | weights[0]).items()}
+    random = torch.get_rng_state()
+    Unroll(network, CPU).gradients(weights, **given)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in (given | weights[0]).items())
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_networks_that_are_more_than_their_weights_are_refused():
+    with pytest.raises(ArgumentError, match="running statistics"):
+        require_pure(make_student("vgg11", (3, 32, 32), 10))
+    with pytest.raises(ArgumentError, match="dropout"):
+        require_pure(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5)))
+    require_pure(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.0)))
