@@ -10,12 +10,18 @@ from typing import ClassVar
 from torch import Tensor
 
 from dimdata.engine import Engine
+from dimdata.errors import ArgumentError
 from dimdata.generators.base import Generator
 from dimdata.real import RealData
 from dimdata.registry import Registry
 from dimdata.spec import Record
+from dimdata.students.source import NetworkSource
 
-METHODS: Registry[type[Method]] = Registry("method", "dimdata.methods", ("dimdata.distill.dim",))
+METHODS: Registry[type[Method]] = Registry(
+    "method",
+    "dimdata.methods",
+    tuple(f"dimdata.distill.{name}" for name in ("dim", "dd", "dm", "idc", "mtt", "pdd")),
+)
 
 Losses = Mapping[str, Tensor]
 
@@ -30,6 +36,7 @@ class Phase:
         step: Takes one step, given its number within the phase; returns scalar losses to show.
         images: Real images that a step consumes.
         period: After so many steps the work of a step repeats; what is timed is a multiple of it.
+        like: An earlier phase whose steps take as long, so that these need not be timed.
     """
 
     name: str
@@ -37,6 +44,39 @@ class Phase:
     step: Callable[[int], Losses]
     images: int
     period: int = 1
+    like: str = ""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """How a generator is scored while it is distilled.
+
+    Attributes:
+        student: The network trained on it.
+        ipc: Images per class; none = all there are.
+        students: Networks trained, of which the mean counts.
+        steps: Steps of each; none = the whole recipe.
+    """
+
+    student: str = "convnet3-w32"
+    ipc: int | None = 10
+    students: int = 1
+    steps: int | None = 500
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What a later stage of a progressive distillation builds on.
+
+    Attributes:
+        generator: The stages before, in one; they change no more.
+        after: From the networks that a method would use to the same networks, trained on those stages.
+        state: What `state_dict` of the stage before returned at its end, for methods that go on from it.
+    """
+
+    generator: Generator
+    after: Callable[[NetworkSource], NetworkSource]
+    state: Mapping[str, Tensor]
 
 
 class Method(ABC):
@@ -51,17 +91,42 @@ class Method(ABC):
         engine: Device and precision.
         seed: Of all noise.
         steps: Steps of all phases together.
+        earlier: The stages before, where this is a later stage of a progressive distillation. Only methods that can
+            be staged (`for_stages`) are given one.
     """
 
     Config: ClassVar[type[Record]]
 
-    def __init__(self, config: Record, real: RealData, engine: Engine, seed: int, steps: int) -> None:
-        self.real, self.engine, self.seed, self.steps = real, engine, seed, steps
+    def __init__(
+        self, config: Record, real: RealData, engine: Engine, seed: int, steps: int, earlier: Earlier | None = None
+    ) -> None:
+        self.real, self.engine, self.seed, self.steps, self.earlier = real, engine, seed, steps, earlier
+
+    @classmethod
+    def for_stages(cls, config: Record, stages: int) -> Record:
+        """Return the config of one of `stages` equal stages that together make what `config` asks for.
+
+        Raises:
+            ArgumentError: If this method cannot be staged, or not in so many stages.
+        """
+        name = next((name for name in METHODS if METHODS[name] is cls), cls.__name__)
+        able = [name for name in METHODS if METHODS[name].staged()]
+        raise ArgumentError(f"The method {name} cannot be distilled in stages.", f"Use {', '.join(able)}.")
+
+    @classmethod
+    def staged(cls) -> bool:
+        """Whether the method can be distilled in stages: whether it says how by `for_stages`."""
+        return any("for_stages" in kind.__dict__ for kind in cls.__mro__ if kind is not Method)
 
     @classmethod
     @abstractmethod
     def default_steps(cls, config: Record) -> int:
         """Return the steps of a run that names no budget."""
+
+    @classmethod
+    def budget(cls, config: Record, real: RealData) -> int:
+        """Return the same where it depends on the data: the steps of so many epochs of it."""
+        return cls.default_steps(config)
 
     @abstractmethod
     def phases(self) -> tuple[Phase, ...]:
@@ -74,6 +139,14 @@ class Method(ABC):
     @abstractmethod
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `state_dict` returned, in place."""
+
+    def probe(self) -> Probe:
+        """Return how the generator is scored on the way."""
+        return Probe()
+
+    def disk(self) -> int:
+        """Return the bytes that the run will write outside its folder."""
+        return 0
 
     @abstractmethod
     def generator(self) -> Generator:

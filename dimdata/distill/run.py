@@ -18,13 +18,14 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 import dimdata
-from dimdata import artifact, preview
+from dimdata import preview
 from dimdata.distill.config import make_config
 from dimdata.distill.method import METHODS, Method, Phase
 from dimdata.distill.plan import Plan, compare, existing
 from dimdata.engine import Engine
-from dimdata.errors import INTERRUPTED, ArgumentError, RunError
+from dimdata.errors import INTERRUPTED, ArgumentError, FormatError, RunError
 from dimdata.files import world_error, write_atomic
+from dimdata.hub.readme import save_with_card
 from dimdata.real import RealData, load_real, validation_split
 from dimdata.spec import Record
 from dimdata.students.train import accuracy, train
@@ -112,7 +113,7 @@ def distill(
         fingerprint=real.fingerprint,
         config=chosen.to_json(),
         seed=seed,
-        steps=steps or (old.steps if old else kind.default_steps(chosen)),
+        steps=steps or (old.steps if old else kind.budget(chosen, real)),
         minutes=budget,
         probes=probes,
     )
@@ -200,8 +201,11 @@ class Run:
         before = {name: tensor.detach().clone() for name, tensor in self.method.state_dict().items()}
         self.method.steps = 10_000
         phases = self.method.phases()
-        cost = 0.0
+        costs: dict[str, float] = {}  # seconds a step
         for phase in phases:
+            if phase.like in costs:
+                costs[phase.name] = costs[phase.like]
+                continue
             warm_up = max(WARM_UP_STEPS, phase.period)  # every function that is compiled is so by then
             timed = math.ceil(TIMED_STEPS / phase.period) * phase.period
             for step in range(warm_up):
@@ -211,7 +215,8 @@ class Run:
             for step in range(timed):
                 losses = phase.step(warm_up + step)
             _synchronize(losses)
-            cost += (time.perf_counter() - start) / timed * phase.steps / self.method.steps
+            costs[phase.name] = (time.perf_counter() - start) / timed
+        cost = sum(costs[phase.name] * phase.steps for phase in phases) / self.method.steps
         self.method.load_state_dict(before)
         left = minutes * 60 - self.seconds
         steps = max(done, len(phases), done + int(left / cost))
@@ -244,7 +249,7 @@ class Run:
             losses = phase.step(step)
             done = first + step + 1
             now = time.perf_counter()
-            checked = now - logged >= LOG_SECONDS or step + 1 == phase.steps or self.stop
+            checked = now - logged >= LOG_SECONDS or step + 1 == phase.steps or self.stop or done in marks
             if checked:
                 values = {name: round(float(value), 5) for name, value in losses.items()}
                 now = time.perf_counter()
@@ -273,9 +278,7 @@ class Run:
                 )
             now = time.perf_counter()
             if done in marks:
-                grids = self.folder / "grids"
-                grids.mkdir(exist_ok=True)
-                write_atomic(grids / f"step-{done:07d}.png", preview.png(self.method.generator()))
+                self._grid(done)
             if done in probes:
                 self._probe(done)
             if checked and now - saved >= CHECKPOINT_SECONDS:  # only what is known to be finite is kept
@@ -284,6 +287,19 @@ class Run:
             aside = time.perf_counter() - now  # what was not training counts neither as time nor in the rate
             clock += aside
             logged += aside
+
+    def _grid(self, done: int) -> None:
+        """Write a sample grid."""
+        grids = self.folder / "grids"
+        grids.mkdir(exist_ok=True)
+        try:
+            picture = preview.png(self.method.generator())
+        except FormatError as error:
+            raise RunError(
+                f"The generator draws values that are not finite at step {done}.",
+                "Lower the learning rate (--set lr=...); the last checkpoint is from before.",
+            ) from error
+        write_atomic(grids / f"step-{done:07d}.png", picture)
 
     def _check_finite(self, values: Mapping[str, float], done: int) -> None:
         broken = [name for name, value in values.items() if value != value or value in (float("inf"), float("-inf"))]
@@ -297,10 +313,13 @@ class Run:
         """Score a student on the held-out part of the training images."""
         real = self.method.real
         assert real.test is not None
-        result = train("convnet3-w32", self.method.generator(), ipc=10, engine=self.method.engine, limit_steps=500)
-        score = accuracy(
-            result.network, real.test.images, real.test.labels, real.mean, real.std, engine=self.method.engine
-        )
+        probe, engine, generator = self.method.probe(), self.method.engine, self.method.generator()
+        scores = []
+        for seed in range(probe.students):
+            made = train(probe.student, generator, ipc=probe.ipc, seed=seed, engine=engine, limit_steps=probe.steps)
+            test = (real.test.images, real.test.labels, real.mean, real.std)
+            scores.append(accuracy(made.network, *test, engine=engine))
+        score = sum(scores) / len(scores)
         event = {"phase": "probe", "step": done, "validation_accuracy": round(100 * score, 2)}
         self._record(event)
         self.progress(event)
@@ -338,7 +357,7 @@ class Run:
             "phases": {phase.name: phase.steps for phase in phases},
             "machine": self.method.engine.describe(),
         }
-        return artifact.save(
+        return save_with_card(
             generator, self.folder / "generator", provenance=provenance, preview=preview.png(generator)
         )
 

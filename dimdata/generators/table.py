@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from dimdata.errors import ArgumentError, FormatError
 from dimdata.generators.base import GENERATORS, STORAGE, Generator
@@ -21,15 +23,20 @@ class TableConfig(Record):
     Attributes:
         stages: Rows of each stage, in order; empty = one stage of all rows.
         labels: Whether a label is stored for each row; without, row i has label i mod num_classes.
+        factor: A row is a sheet of factor x factor smaller images, which are drawn enlarged (multi-formation, Kim et
+            al., ICML 2022); 1 = every row is an image. Stages count images, not sheets.
     """
 
     stages: tuple[int, ...] = ()
     labels: bool = False
+    factor: int = 1
 
     def check(self) -> None:
         """Refuse values out of range; see `Record.check`."""
         require(len(self.stages) <= 10_000, "generator.options.stages holds over 10,000 stages.")
         require(all(rows > 0 for rows in self.stages), "generator.options.stages must be positive.")
+        require(1 <= self.factor <= 64, f"generator.options.factor is {self.factor}; 1 to 64 are read.")
+        require(self.factor == 1 or not self.labels, "generator.options.factor goes without stored labels.")
 
 
 @GENERATORS.register("table")
@@ -53,7 +60,16 @@ class TableGenerator(Generator):
         )
         if spec.storage == "uint8":
             require(spec.value_range == (0.0, 1.0), "generator.value_range of a table stored as uint8 is [0, 1].")
-        self.register_buffer("table", torch.empty(spec.images, *spec.image_shape, dtype=STORAGE[spec.storage]))
+        factor, (_, height, width) = self.config.factor, spec.image_shape
+        tiles = factor**2
+        require(
+            factor == 1 or (spec.targets == "hard" and not height % factor and not width % factor),
+            f"generator.options.factor {factor} needs hard targets, and must divide both sides.",
+        )
+        whole = spec.images % (tiles * (spec.num_classes if tiles > 1 else 1)) == 0
+        require(whole, f"generator.images is {spec.images}, which does not fill sheets of {tiles} images.")
+        shape = (spec.images // tiles, *spec.image_shape)
+        self.register_buffer("table", torch.empty(shape, dtype=STORAGE[spec.storage]))
         self.register_buffer("row_labels", None)
         self.register_buffer("row_targets", None)
         if spec.targets == "soft":
@@ -62,10 +78,21 @@ class TableGenerator(Generator):
             self.row_labels = torch.empty(spec.images, dtype=torch.int64)
 
     def _draw(self, latent: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        images = self.table[index].to(torch.float32)
+        rows, tile = self._places(index)
+        images = self.table[rows].to(torch.float32)
         if self.table.dtype == torch.uint8:
             images = images / 255
+        if self.config.factor > 1:
+            images = enlarged(images, tile, self.config.factor)
         return images, self.row_targets[index] if self.row_targets is not None else self.labels(index)
+
+    def _places(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the row of each index and the tile of its sheet, both int64 `[B]`; a sheet's tiles have its label."""
+        tiles, classes = self.config.factor**2, self.spec.num_classes
+        if tiles == 1:
+            return index, torch.zeros_like(index)
+        slot, label = index // classes, index % classes
+        return slot // tiles * classes + label, slot % tiles
 
     def labels(self, index: Tensor) -> Tensor:
         """Return the labels of rows; see `Generator.labels`."""
@@ -83,7 +110,11 @@ class TableGenerator(Generator):
     def view(self, *, stage: int | None = None, draw: str = "fresh") -> Generator:
         """Return the table seen through a prefix of its stages; see `Generator.view`."""
         super().view(stage=stage, draw=draw)
-        return self if stage is None or stage == self.stages else self.prefix(sum(self.config.stages[:stage]))
+        if stage is None or stage == self.stages:
+            return self
+        part = self.prefix(sum(self.config.stages[:stage]))
+        part.recipe = self.recipe.upto(stage)
+        return part
 
     def prefix(self, rows: int) -> TableGenerator:
         """Return the first `rows` rows as a table of its own that shares their memory."""
@@ -94,14 +125,42 @@ class TableGenerator(Generator):
                 left -= stages[-1]
         values = self.spec.to_json() | {
             "images": rows,
-            "options": {"stages": stages, "labels": self.config.labels},
+            "options": {"stages": stages, "labels": self.config.labels, "factor": self.config.factor},
         }
         spec = Spec.from_json(values, keep_unknown=True)
         with torch.device("meta"):
             part = TableGenerator(spec, self.recipe, self.recipe_tensors)
-        part.load_state_dict({name: tensor[:rows] for name, tensor in self.state_dict().items()}, assign=True)
+        held = rows // self.config.factor**2
+        part.load_state_dict({name: tensor[:held] for name, tensor in self.state_dict().items()}, assign=True)
         part.name, part.revision = self.name, self.revision
         return part
+
+    @classmethod
+    def joined(cls, parts: Sequence[Generator], recipe: Recipe, method: str) -> TableGenerator:
+        """Return tables as the stages of one, their rows one after another; see `Generator.joined`."""
+        tables = [part for part in parts if isinstance(part, TableGenerator)]
+        labels = any(part.row_labels is not None for part in tables)
+        stages = [part.spec.images or 0 for part in tables]
+        values = tables[0].spec.to_json() | {
+            "method": method,
+            "images": sum(stages),
+            "value_range": [
+                min(part.spec.value_range[0] for part in tables),
+                max(part.spec.value_range[1] for part in tables),
+            ],
+            "options": {"stages": stages, "labels": labels, "factor": tables[0].config.factor},
+            "flags": sorted({flag for part in tables for flag in part.spec.flags}),
+        }
+        with torch.device("meta"):
+            whole = cls(Spec.from_json(values), recipe)
+        tensors = {"table": torch.cat([part.table for part in tables])}
+        if whole.row_targets is not None:
+            tensors["row_targets"] = torch.cat([part.row_targets for part in tables if part.row_targets is not None])
+        if labels:
+            rows = [torch.arange(count, device=part.device) for count, part in zip(stages, tables, strict=True)]
+            own = zip(tables, rows, strict=True)
+            tensors["row_labels"] = torch.cat([part.labels(index) for part, index in own])
+        return whole.restore(tensors)
 
     def _sample_index(self, labels: Tensor, slot: Tensor) -> Tensor:
         rows = self.labels(torch.arange(int(self.spec.images or 0), device=self.device)).cpu()
@@ -127,6 +186,24 @@ class TableGenerator(Generator):
         return self.requires_grad_(False).eval()
 
 
+def enlarged(sheets: Tensor, tile: Tensor, factor: int) -> Tensor:
+    """Return one tile of each sheet at the size of the sheet.
+
+    Args:
+        sheets: Floating `[B, C, H, W]`.
+        tile: int64 `[B]`, row by row from 0 to factor^2 - 1.
+        factor: Tiles a side.
+
+    Returns:
+        `[B, C, H, W]`, bilinearly enlarged, differentiable in the sheets.
+    """
+    batch, channels, height, width = sheets.shape
+    parts = sheets.view(batch, channels, factor, height // factor, factor, width // factor)
+    parts = parts.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
+    chosen = parts[torch.arange(batch, device=sheets.device), tile]
+    return F.interpolate(chosen, size=(height, width), mode="bilinear", align_corners=False)
+
+
 def table_generator(
     images: Tensor,
     *,
@@ -140,11 +217,13 @@ def table_generator(
     method: str = "wrapped",
     stages: tuple[int, ...] = (),
     value_range: tuple[float, float] | None = None,
+    flags: tuple[str, ...] = (),
+    factor: int = 1,
 ) -> TableGenerator:
     """Make a table generator of images.
 
     Args:
-        images: `[N, C, H, W]`, uint8 in 0..255 or floating (stored as float32).
+        images: `[N, C, H, W]`, uint8 in 0..255 or floating (float16 is stored as it is, others as float32).
         labels: int64 `[N]`; left out where row i has label i mod num_classes.
         targets: float `[N, num_classes]` distributions, instead of labels.
         classes: Class names.
@@ -155,15 +234,20 @@ def table_generator(
         method: What made it.
         stages: Rows of each stage.
         value_range: Least and greatest value; [0, 1], or what the images reach beyond it.
+        flags: Warnings that go with it; see `Spec`.
+        factor: Images are sheets of so many tiles a side; see `TableConfig`.
     """
-    count = len(images)
+    count = len(images) * factor**2
     if labels is not None and torch.equal(labels.cpu(), torch.arange(count) % len(classes)):
         labels = None
     if images.dtype != torch.uint8:
-        images = images.to(torch.float32)
+        images = images if images.dtype == torch.float16 else images.to(torch.float32)
         if value_range is None:
             value_range = (min(0.0, float(images.min())), max(1.0, float(images.max())))
+    storage = next(name for name, dtype in STORAGE.items() if dtype == images.dtype)
     options: dict[str, Any] = {"stages": list(stages), "labels": labels is not None}
+    if factor > 1:
+        options["factor"] = factor
     spec = Spec(
         kind="table",
         method=method,
@@ -176,8 +260,9 @@ def table_generator(
         latent=0,
         images=count,
         targets="soft" if targets is not None else "hard",
-        storage="uint8" if images.dtype == torch.uint8 else "float32",
+        storage=storage,  # type: ignore[arg-type]
         options=options,
+        flags=flags,
     )
     with torch.device("meta"):
         generator = TableGenerator(spec, recipe)

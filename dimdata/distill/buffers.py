@@ -1,0 +1,275 @@
+"""Expert trajectories: how a network's weights move while it is trained on real images, one file a network.
+
+A buffer is a folder: `buffer.json` says what it is of, `expert-0000.safetensors` and on hold one training each, the
+weights at its start and after each epoch, as flat vectors. A file is there whole or not at all, so a buffer that was
+cut short goes on with the next expert.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dimdata import latents
+from dimdata.engine import Engine
+from dimdata.errors import FormatError, WorldError
+from dimdata.files import world_error, write_atomic
+from dimdata.real import Split
+from dimdata.report import size
+from dimdata.spec import Record, canonical_json, require
+from dimdata.students.source import NetworkSource
+
+log = logging.getLogger("dimdata")
+
+_ORDER = latents.stream("expert.order")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BufferInfo(Record):
+    """What a buffer is of; another one is refused.
+
+    Attributes:
+        student: The network.
+        images: Digest of the training images and labels.
+        before: Digest of the generator that the networks had been trained on before; empty = untrained ones.
+        epochs: Passes of each expert over the training images.
+        batch_size: Images a step.
+        lr: Learning rate.
+        momentum: Of SGD.
+        seed: Of starting weights and order.
+        parameters: Weights of the network.
+    """
+
+    student: str
+    images: str
+    before: str = ""
+    epochs: int
+    batch_size: int
+    lr: float
+    momentum: float
+    seed: int
+    parameters: int
+
+    @classmethod
+    def label(cls) -> str:
+        """The name of this record in messages."""
+        return "buffer"
+
+    def check(self) -> None:
+        """Refuse values out of range; see `Record.check`."""
+        require(self.epochs >= 1, f"buffer.epochs is {self.epochs}; 1 or more is needed.")
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of one expert."""
+        return (self.epochs + 1) * self.parameters * 4
+
+    def digest(self) -> str:
+        """Return 64 bits of a hash, to name a folder by."""
+        return hashlib.blake2b(canonical_json(self.to_json()).encode(), digest_size=8).hexdigest()
+
+
+def flatten(network: nn.Module) -> Tensor:
+    """Return the weights of a network as one float32 vector."""
+    return torch.cat([weight.detach().flatten() for weight in network.parameters()])
+
+
+def named(network: nn.Module, flat: Tensor) -> dict[str, Tensor]:
+    """Return a vector of weights as named tensors of a network's shapes; gradients flow back into the vector."""
+    shapes = {name: weight.shape for name, weight in network.named_parameters()}
+    parts = torch.split(flat, [shape.numel() for shape in shapes.values()])
+    return {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+
+
+class Buffer:
+    """The experts of a folder; they are trained when first asked for.
+
+    Args:
+        folder: Where they are, or are to be.
+        info: What they must be.
+        count: How many there are to be.
+
+    Raises:
+        FormatError: If the folder holds the buffer of another network, dataset or setting.
+        WorldError: If the disk has no room for the experts that are missing.
+    """
+
+    def __init__(self, folder: Path, info: BufferInfo, count: int) -> None:
+        self.folder, self.info, self.count = folder, info, count
+        self._check_identity()
+        missing = sum(not self.path(number).is_file() for number in range(count))
+        self.missing_bytes = missing * info.bytes
+        self._check_room()
+        if missing:
+            log.warning(
+                "%d expert trajectories of %s will take %s in %s.",
+                missing,
+                info.student,
+                size(self.missing_bytes),
+                folder,
+            )
+
+    def path(self, number: int) -> Path:
+        """Return where an expert lies."""
+        return self.folder / f"expert-{number:04d}.safetensors"
+
+    def _check_identity(self) -> None:
+        path = self.folder / "buffer.json"
+        if not path.is_file():
+            return
+        try:
+            there = BufferInfo.from_json(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise FormatError(f"{path} cannot be read: {error!s:.120}.", "Choose another folder.") from None
+        ours, theirs = self.info.to_json(), there.to_json()
+        changed = [
+            f"{name} is {theirs[name]!r:.40}, not {ours[name]!r:.40}" for name in ours if ours[name] != theirs[name]
+        ]
+        if changed:
+            raise FormatError(
+                f"The expert buffer {self.folder} is of another training: {'; '.join(changed[:4])}.",
+                "Name another folder, or leave it out.",
+            )
+
+    def _check_room(self) -> None:
+        place = next(parent for parent in (self.folder, *self.folder.absolute().parents) if parent.is_dir())
+        try:
+            free = shutil.disk_usage(place).free
+        except OSError as error:
+            raise world_error(error, f"Asking for the free space of {place}") from error
+        if free < self.missing_bytes:
+            raise WorldError(
+                f"The expert trajectories need {size(self.missing_bytes)}, and {self.folder} has {size(free)} free.",
+                "Use fewer experts or epochs, or another folder.",
+            )
+
+    def write(self, number: int, trajectory: list[Tensor]) -> None:
+        """Keep an expert's weights at its start and after each epoch.
+
+        Raises:
+            WorldError: If the disk is full; what was there before stays, and so do the other experts.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise world_error(error, f"Making the folder {self.folder}") from error
+        info = json.dumps(self.info.to_json(), indent=1).encode() + b"\n"
+        write_atomic(self.folder / "buffer.json", info)
+        write_atomic(
+            self.path(number), save({f"{k:04d}": flat.cpu().contiguous() for k, flat in enumerate(trajectory)})
+        )
+
+    def weights(self, number: int, *epochs: int) -> list[Tensor]:
+        """Return the weights of an expert after each of some epochs, float32 `[parameters]` on the CPU.
+
+        Raises:
+            FormatError: If the file is damaged or of another network.
+        """
+        path = self.path(number)
+        try:
+            with safe_open(path, "pt") as file:
+                found = [file.get_tensor(f"{epoch:04d}") for epoch in epochs]
+        except (SafetensorError, OSError) as error:
+            reason = str(error).splitlines()[0][:120]
+            raise FormatError(f"{path} cannot be read: {reason}.", "Delete it; it is trained anew.") from None
+        for flat in found:
+            if flat.shape != (self.info.parameters,) or flat.dtype != torch.float32:
+                raise FormatError(f"{path} is of another network.", "Delete it; it is trained anew.")
+        return found
+
+
+class Expert:
+    """A network on its way through real images: plain SGD, data and order on the device.
+
+    Args:
+        info: How it is trained.
+        split: The real images.
+        mean: Per-channel mean to normalise by.
+        std: Standard deviation, likewise.
+        source: Where the networks come from.
+        engine: Device and precision.
+    """
+
+    def __init__(
+        self,
+        info: BufferInfo,
+        split: Split,
+        mean: Tensor,
+        std: Tensor,
+        source: NetworkSource,
+        engine: Engine,
+    ) -> None:
+        self.info, self.source, self.engine = info, source, engine
+        self.images, self.labels = split.images.to(engine.device), split.labels.to(engine.device)
+        self.mean, self.std = mean, std
+        self.network = engine.place(source.network(0)).train()
+        self._loss = engine.compile(self._loss_)
+        self.begin(0)
+
+    def begin(self, number: int) -> None:
+        """Take up expert `number`, at its start."""
+        self.number = number
+        self.network.load_state_dict(self.source.network(number).state_dict())
+        info = self.info
+        self.optimizer = torch.optim.SGD(self.network.parameters(), lr=info.lr, momentum=info.momentum, fused=True)
+        self.trajectory = [flatten(self.network)]
+
+    def _loss_(self, images: Tensor, labels: Tensor) -> Tensor:
+        batch = ((images.to(torch.float32) / 255 - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        with self.engine.autocast():
+            logits: Tensor = self.network(batch)
+        return F.cross_entropy(logits.float(), labels)
+
+    def epoch(self) -> Tensor:
+        """Take one pass over the images; return the loss of its last step."""
+        key = latents.fold(_ORDER, self.info.seed, self.number, len(self.trajectory))
+        order = latents.permutation(key, len(self.labels)).to(self.engine.device)
+        loss = torch.zeros(())
+        for rows in torch.split(order, self.info.batch_size):
+            plain = len(rows) < self.info.batch_size  # a last, smaller batch is not worth compiling
+            loss = (self._loss_ if plain else self._loss)(self.images[rows], self.labels[rows])
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.optimizer.step()
+        self.trajectory.append(flatten(self.network))
+        return loss.detach()
+
+    @property
+    def done(self) -> bool:
+        """Whether all epochs are taken."""
+        return len(self.trajectory) > self.info.epochs
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what is needed to go on from here."""
+        state = {"number": torch.tensor([self.number])}
+        state |= {f"trajectory.{k:04d}": flat for k, flat in enumerate(self.trajectory)}
+        moments = self.optimizer.state_dict()["state"]
+        for number, values in moments.items():
+            if values.get("momentum_buffer") is not None:
+                state[f"momentum.{number}"] = values["momentum_buffer"]
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what `state_dict` returned."""
+        self.begin(int(state["number"]))
+        names = sorted(name for name in state if name.startswith("trajectory."))
+        self.trajectory = [state[name].clone() for name in names]
+        with torch.no_grad():
+            for name, value in named(self.network, self.trajectory[-1]).items():
+                self.network.get_parameter(name).copy_(value)
+        weights = list(self.network.parameters())
+        for number, weight in enumerate(weights):
+            if f"momentum.{number}" in state:
+                moment = torch.empty_like(weight).copy_(state[f"momentum.{number}"])
+                self.optimizer.state[weight]["momentum_buffer"] = moment

@@ -1,0 +1,271 @@
+"""MTT (Cazenavette et al., CVPR 2022): trajectory matching.
+
+Phase 1 (`experts`) trains networks on real images and keeps their weights after each epoch. In phase 2 (`match`) a
+student takes a place of a random expert's way, is trained a few steps on the learned images, and should arrive where
+the expert was `expert_epochs` later. The student's step size is learned with the images, and becomes the learning rate
+of the generator's recipe. (Progressive distillation gives the experts starts that were trained on the stages before.)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from dimdata import latents
+from dimdata.distill.buffers import Buffer, BufferInfo, Expert, flatten, named
+from dimdata.distill.method import METHODS, Earlier, Losses, Phase
+from dimdata.distill.state import pack_optimizer, unpack_optimizer
+from dimdata.distill.tables import TableConfig, TableMethod
+from dimdata.engine import Engine
+from dimdata.errors import ArgumentError
+from dimdata.generators.base import Generator
+from dimdata.real import RealData, Split
+from dimdata.recipe import Recipe
+from dimdata.spec import Record, require
+
+_STARTS = latents.stream("mtt.starts")
+_ORDER = latents.stream("mtt.order")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MttConfig(TableConfig):
+    """How MTT is run; the other settings are those of every table.
+
+    Attributes:
+        lr: Learning rate of the images, in normalised units.
+        experts: Networks trained on real images.
+        epochs: Passes of each; 0 = as many as are matched, `max_start + expert_epochs`.
+        expert_lr: Their learning rate.
+        expert_momentum: Of their SGD.
+        expert_batch: Images a step of theirs.
+        buffer: Folder of the trajectories, shared by runs that need the same; empty = one in the cache
+            (`DIMDATA_BUFFERS`, or `~/.cache/dimdata/buffers`).
+        max_start: A student starts after 0 to so many epochs of an expert's way.
+        expert_epochs: Epochs that it is to catch up with.
+        learned_steps: Steps it has on learned images.
+        learned_batch: Learned images a step, in shuffled turn; 0 = all of them.
+        step_size: The student's step size at first.
+        step_size_lr: Learning rate of the step size.
+        expert_seed: Of the experts' starts and order; runs of other seeds share the experts.
+    """
+
+    lr: float = 1000.0
+    experts: int = 20
+    epochs: int = 0
+    expert_lr: float = 0.01
+    expert_momentum: float = 0.0
+    expert_batch: int = 256
+    buffer: str = ""
+    max_start: int = 5
+    expert_epochs: int = 2
+    learned_steps: int = 50
+    learned_batch: int = 0
+    step_size: float = 0.01
+    step_size_lr: float = 1e-5
+    expert_seed: int = 0
+
+    def check(self) -> None:
+        """Refuse values out of range; see `Record.check`."""
+        super().check()
+        for name in ("experts", "expert_batch", "expert_epochs", "learned_steps"):
+            require(getattr(self, name) >= 1, f"config.{name} is {getattr(self, name)}; 1 or more is needed.")
+        for name in ("max_start", "learned_batch"):
+            require(getattr(self, name) >= 0, f"config.{name} is {getattr(self, name)}; 0 or more is needed.")
+        for name in ("expert_lr", "step_size", "step_size_lr"):
+            require(getattr(self, name) > 0, f"config.{name} is {getattr(self, name)}; it must be positive.")
+        need = self.max_start + self.expert_epochs
+        enough = self.epochs == 0 or self.epochs >= need
+        require(enough, f"config.epochs is {self.epochs}; max_start and expert_epochs need {need}.")
+
+    def passes(self) -> int:
+        """Return the passes of an expert."""
+        return self.epochs or self.max_start + self.expert_epochs
+
+
+def _digest(*tensors: Tensor) -> str:
+    found = hashlib.blake2b(digest_size=16)
+    for tensor in tensors:
+        found.update(tensor.detach().cpu().contiguous().numpy().data)
+    return found.hexdigest()
+
+
+def _images_digest(split: Split) -> str:
+    return _digest(split.images, split.labels)
+
+
+def _generator_digest(generator: Generator) -> str:
+    return _digest(*(tensor for _, tensor in sorted(generator.state_dict().items())))
+
+
+@METHODS.register("mtt")
+class MTT(TableMethod):
+    """Trajectory matching; see the module's docstring."""
+
+    Config = MttConfig
+    name = "mtt"
+    config: MttConfig
+
+    def __init__(
+        self,
+        config: MttConfig,
+        real: RealData,
+        engine: Engine,
+        seed: int,
+        steps: int,
+        earlier: Earlier | None = None,
+    ) -> None:
+        super().__init__(config, real, engine, seed, steps, earlier)
+        least = config.experts * config.passes()
+        if steps <= least:
+            raise ArgumentError(
+                f"{steps} steps are too few: {config.experts} experts take {least}, one for each epoch.",
+                "Ask for more steps, or fewer experts.",
+            )
+        self.source = self.networks(config.student, config.expert_seed)
+        self.network: nn.Module = engine.place(self.source.network(0)).train().requires_grad_(False)
+        if any(True for _ in self.network.buffers()):
+            raise ArgumentError(
+                f"{config.student} keeps statistics beside its weights, which trajectories do not hold.",
+                "Use a network with instance norm, such as convnet3.",
+            )
+        info = BufferInfo(
+            student=config.student,
+            images=_images_digest(real.train),
+            before=_generator_digest(earlier.generator) if earlier else "",
+            epochs=config.passes(),
+            batch_size=config.expert_batch,
+            lr=config.expert_lr,
+            momentum=config.expert_momentum,
+            seed=config.expert_seed,
+            parameters=len(flatten(self.network)),
+        )
+        self.buffer = Buffer(self._folder(info), info, config.experts)
+        self.expert: Expert | None = None
+        self.step_size = nn.Parameter(torch.tensor(config.step_size, device=engine.device))
+        self.step_size_optimizer = torch.optim.SGD([self.step_size], lr=config.step_size_lr, momentum=0.5)
+
+    def _folder(self, info: BufferInfo) -> Path:
+        if self.config.buffer:
+            folder = Path(self.config.buffer).expanduser()
+            return folder / info.digest() if self.earlier else folder  # every stage has experts of its own
+        cache = os.environ.get("DIMDATA_BUFFERS") or "~/.cache/dimdata/buffers"
+        return Path(cache).expanduser() / info.digest()
+
+    @classmethod
+    def default_steps(cls, config: Record) -> int:
+        """Return the configured number of matching steps, and those of the experts."""
+        assert isinstance(config, MttConfig)
+        return config.default_steps + config.experts * config.passes()
+
+    def phases(self) -> tuple[Phase, ...]:
+        """Return the experts, one epoch a step, and the matching."""
+        experts = self.config.experts * self.config.passes()
+        return (
+            Phase("experts", experts, self._expert_step, len(self.real.train)),
+            Phase("match", max(1, self.steps - experts), self._match_step, 0),
+        )
+
+    def disk(self) -> int:
+        """Return the bytes of the trajectories that are missing."""
+        return self.buffer.missing_bytes
+
+    # --- experts ------------------------------------------------------------------------------------------------
+
+    def _expert_step(self, step: int) -> Losses:
+        """Take one epoch of an expert, unless the buffer has it."""
+        number = step // self.config.passes()
+        if self.buffer.path(number).is_file():
+            return {"expert": torch.zeros(())}
+        return {"expert": self._advance(number)}
+
+    def _advance(self, number: int) -> Tensor:
+        if self.expert is None:
+            self.expert = Expert(self.buffer.info, self.real.train, self.mean, self.std, self.source, self.engine)
+        if self.expert.number != number or self.expert.done:
+            self.expert.begin(number)
+        loss = self.expert.epoch()
+        if self.expert.done:
+            self.buffer.write(number, self.expert.trajectory)
+        return loss
+
+    def _weights(self, number: int, *epochs: int) -> list[Tensor]:
+        """Return weights of an expert, which is trained if it is missing."""
+        while not self.buffer.path(number).is_file():
+            self._advance(number)
+        return [flat.to(self.engine.device) for flat in self.buffer.weights(number, *epochs)]
+
+    # --- matching -----------------------------------------------------------------------------------------------
+
+    def _turns(self, step: int) -> list[Tensor]:
+        """Return the rows of each of the student's steps, shuffled pass by pass."""
+        rows, count = len(self.table), self.config.learned_batch or len(self.table)
+        turns: list[Tensor] = []
+        turn = 0
+        while len(turns) < self.config.learned_steps:
+            order = latents.permutation(latents.fold(_ORDER, self.seed, step, turn), rows)
+            turns += torch.split(order.to(self.engine.device), count)
+            turn += 1
+        return turns[: self.config.learned_steps]
+
+    def _loss(self, flat: Tensor, rows: Tensor, key: int) -> Tensor:
+        images = self.augment(self.table[rows], key, torch.zeros_like(rows)).contiguous(
+            memory_format=torch.channels_last
+        )
+        with self.engine.autocast():
+            logits: Tensor = functional_call(self.network, named(self.network, flat), (images,))
+        return F.cross_entropy(logits.float(), rows % self.real.num_classes)
+
+    def _match_step(self, step: int) -> Losses:
+        config = self.config
+        key = latents.fold(_STARTS, self.seed)
+        draw = torch.tensor([2 * step, 2 * step + 1])
+        number = int(latents.integers(key, draw[:1], config.experts))
+        begin = int(latents.integers(key, draw[1:], config.max_start + 1))
+        start, target = self._weights(number, begin, begin + config.expert_epochs)
+        flat = start.clone().requires_grad_()
+        for turn, rows in enumerate(self._turns(step)):
+            augment = latents.fold(latents.stream("mtt.augment"), self.seed, step, turn)
+            (slope,) = torch.autograd.grad(self._loss(flat, rows, augment), flat, create_graph=True)
+            flat = flat - self.step_size * slope
+        loss = (flat - target).square().sum() / (start - target).square().sum()
+        self.step_size_optimizer.zero_grad(set_to_none=True)
+        self.apply(loss)
+        self.step_size_optimizer.step()
+        with torch.no_grad():
+            self.step_size.clamp_(min=1e-6)
+        return {"match": loss.detach(), "step_size": self.step_size.detach()}
+
+    def recipe(self) -> Recipe:
+        """Return the configured recipe at the learned step size."""
+        rate = float(self.step_size.detach())
+        legs = tuple(dataclasses.replace(leg, lr=rate) for leg in self.config.recipe.legs)
+        return dataclasses.replace(self.config.recipe, legs=legs)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return images, step size, and the expert under way."""
+        state = super().state_dict() | {"step_size": self.step_size.detach().view(1)}
+        state |= pack_optimizer("step_size_sgd", self.step_size_optimizer)
+        if self.expert is not None and not self.expert.done:
+            state |= {f"expert.{name}": tensor for name, tensor in self.expert.state_dict().items()}
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what `state_dict` returned."""
+        super().load_state_dict(state)
+        with torch.no_grad():
+            self.step_size.copy_(state["step_size"][0])
+        unpack_optimizer("step_size_sgd", self.step_size_optimizer, state)
+        held = {name.removeprefix("expert."): t for name, t in state.items() if name.startswith("expert.")}
+        self.expert = None
+        if held:
+            self.expert = Expert(self.buffer.info, self.real.train, self.mean, self.std, self.source, self.engine)
+            self.expert.load_state_dict(held)

@@ -1,0 +1,271 @@
+"""Progressive dataset distillation (arXiv 2310.06982) over any base method that can be staged.
+
+Stage k is the base method on its own share of the images and of the steps, with one difference: where it would use
+fresh networks, it is given networks that were trained on stages 1 to k-1, which change no more. What is distilled in a
+stage is thus what a student needs next. Any prefix of the stages is a generator, and students are trained on the
+growing union of stages, leg by leg.
+
+Nothing here depends on what the base is: it is asked for a config of one stage (`Method.for_stages`), and its
+generators for their union (`Generator.joined`).
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dimdata import latents
+from dimdata.distill.config import make_config
+from dimdata.distill.forgetting import forgetting_counts, hardest
+from dimdata.distill.method import METHODS, Earlier, Losses, Method, Phase, Probe
+from dimdata.distill.staging import shares, shortened, walk
+from dimdata.engine import Engine
+from dimdata.errors import ArgumentError
+from dimdata.generators.base import GENERATORS, Generator, shapes_only
+from dimdata.real import RealData
+from dimdata.recipe import MAX_LEGS, Recipe
+from dimdata.spec import Record, Spec, canonical_json, require
+from dimdata.students import find_student
+from dimdata.students.source import NetworkSource, TrainedOn
+
+_FRESH_IPC = 10  # images per class an epoch where they are unlimited; only steps count
+
+
+@dataclass(frozen=True, kw_only=True)
+class PddConfig(Record):
+    """How progressive distillation is run.
+
+    Attributes:
+        base: The method of each stage.
+        stages: How many stages; images and steps are shared equally among them.
+        preset: A preset or TOML file of the base's config; empty = its defaults.
+        settings: Settings of the base, which win over those; `ipc` is that of all stages together.
+        networks: How many networks are trained on the stages before, when a stage first asks for them, and then
+            handed out in turn. Their training comes on top of the steps, and of a time budget.
+        age: Student steps of the oldest of these networks; the others are younger, at equal distances.
+        drop: Share of the real images of each class that the last stage leaves out, the easiest first; the stages
+            between leave out proportionally less, the first none.
+        drop_student: The network whose forgetting tells which images are easy.
+        drop_epochs: Its passes over the training images.
+    """
+
+    base: str = "dm"
+    stages: int = 5
+    preset: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    networks: int = 8
+    age: int = 200
+    drop: float = 0.0
+    drop_student: str = "convnet3-w32"
+    drop_epochs: int = 6
+
+    def check(self) -> None:
+        """Refuse values out of range; see `Record.check`."""
+        require(1 <= self.stages <= MAX_LEGS, f"config.stages is {self.stages}; 1 to {MAX_LEGS:,} are possible.")
+        require(self.networks >= 1, f"config.networks is {self.networks}; 1 or more is needed.")
+        require(self.age >= 1, f"config.age is {self.age}; 1 or more is needed.")
+        require(0 <= self.drop < 1, f"config.drop is {self.drop}; it must be in [0, 1).")
+        require(self.drop_epochs >= 2, f"config.drop_epochs is {self.drop_epochs}; 2 or more show forgetting.")
+
+    def of_base(self) -> Record:
+        """Return the base's config for all stages together."""
+        return make_config(METHODS[self.base].Config, self.preset or None, self.settings)
+
+
+class Shelf:
+    """Networks of staggered age, trained on a generator when they are first asked for, and handed out in turn.
+
+    Args:
+        generator: What they are trained on.
+        source: The networks before training.
+        size: How many there are.
+        age: Steps of the oldest.
+        seed: Of the trainings.
+        engine: Device and precision.
+    """
+
+    def __init__(
+        self, generator: Generator, source: NetworkSource, size: int, age: int, seed: int, engine: Engine
+    ) -> None:
+        self.generator, self.source, self.size, self.age = generator, source, size, age
+        self.seed, self.engine = seed, engine
+        self._made: dict[int, nn.Module] = {}
+
+    def network(self, number: int) -> nn.Module:
+        """Return a copy of network `number` modulo the size; see `NetworkSource`."""
+        place = number % self.size
+        if place not in self._made:
+            steps = max(1, round(self.age * (place + 1) / self.size))
+            trained = TrainedOn(
+                self.generator,
+                self.source,
+                recipe=shortened(self.generator.recipe, steps),
+                ipc=_FRESH_IPC if self.generator.images is None else None,
+                seed=self.seed,
+                engine=self.engine,
+            )
+            self._made[place] = trained.network(place)
+        return copy.deepcopy(self._made[place])
+
+
+@METHODS.register("pdd")
+class PDD(Method):
+    """Progressive distillation; see the module's docstring."""
+
+    Config = PddConfig
+
+    def __init__(
+        self,
+        config: PddConfig,
+        real: RealData,
+        engine: Engine,
+        seed: int,
+        steps: int,
+        earlier: Earlier | None = None,
+    ) -> None:
+        super().__init__(config, real, engine, seed, steps, earlier)
+        self.config = config
+        self.kind = METHODS[config.base]
+        self.share = self.kind.for_stages(config.of_base(), config.stages)
+        if steps < config.stages:
+            raise ArgumentError(
+                f"{steps} steps are too few for {config.stages} stages.", "Give one or more for each stage."
+            )
+        find_student(config.drop_student)
+        self.done: list[Generator] = []
+        self.counts: Tensor | None = None  # how often each real image is forgotten
+        self.base = self._base({})
+        self._phases = {phase.name: phase for phase in self.base.phases()}
+        first = self.base.generator()
+        walk([first.recipe] * config.stages, [first.images] * config.stages)  # what cannot be walked is refused now
+
+    @classmethod
+    def budget(cls, config: Record, real: RealData) -> int:
+        """Return those that the base takes for one stage on this data, for all stages together."""
+        assert isinstance(config, PddConfig)
+        kind = METHODS[config.base]
+        return kind.budget(kind.for_stages(config.of_base(), config.stages), real) * config.stages
+
+    @classmethod
+    def default_steps(cls, config: Record) -> int:
+        """Return those that the base takes for one stage, for all stages together."""
+        assert isinstance(config, PddConfig)
+        kind = METHODS[config.base]
+        return kind.default_steps(kind.for_stages(config.of_base(), config.stages)) * config.stages
+
+    def phases(self) -> tuple[Phase, ...]:
+        """Return the base's phases, stage by stage."""
+        found = []
+        for stage in range(self.config.stages):
+            self.base.steps = self._budget(stage)
+            for phase in self.base.phases():
+                step = functools.partial(self._step, stage, phase.name)
+                name, like = (f"stage {number}: {phase.name}" for number in (stage + 1, 1))
+                found.append(dataclasses.replace(phase, name=name, step=step, like=like if stage else ""))
+        self._fit()
+        return tuple(found)
+
+    def _budget(self, stage: int) -> int:
+        """Return the steps of a stage."""
+        return shares(self.steps, [1.0] * self.config.stages)[stage]
+
+    def _fit(self) -> None:
+        """Give the stage under way its budget, which a run may change before it begins."""
+        self.base.steps = self._budget(len(self.done))
+        self._phases = {phase.name: phase for phase in self.base.phases()}
+
+    def _step(self, stage: int, name: str, step: int) -> Losses:
+        while len(self.done) < stage:
+            self._advance()
+        return self._phases[name].step(step)
+
+    def _advance(self) -> None:
+        """Freeze the stage under way and begin the next."""
+        state = {name: tensor.detach().clone() for name, tensor in self.base.state_dict().items()}
+        self.done.append(self.base.generator().to("cpu"))
+        self.base = self._base(state)
+        self._fit()
+
+    def _base(self, state: Mapping[str, Tensor]) -> Method:
+        """Return the method of the stage under way, which may go on from the state of the one before."""
+        stage = len(self.done)
+        budget = self._budget(stage)
+        if not stage:
+            return self.kind(self.share, self.real, self.engine, self.seed, budget)
+        generator, seed = self._union(self.done), latents.fold(self.seed, stage)
+
+        def after(source: NetworkSource) -> NetworkSource:
+            return Shelf(generator, source, self.config.networks, self.config.age, seed, self.engine)
+
+        earlier = Earlier(generator, after, state)
+        return self.kind(self.share, self._hard(stage), self.engine, seed, budget, earlier)
+
+    def _hard(self, stage: int) -> RealData:
+        """Return the real data of a stage, without the images that are too easy for it."""
+        share = 1 - self.config.drop * stage / max(1, self.config.stages - 1)
+        if share == 1:
+            return self.real
+        if self.counts is None:
+            self.counts = forgetting_counts(
+                self.real, self.config.drop_student, self.config.drop_epochs, self.engine, self.seed
+            )
+        return dataclasses.replace(self.real, train=hardest(self.real.train, self.counts, share, self.seed))
+
+    def _union(self, parts: list[Generator]) -> Generator:
+        """Return finished stages as one generator, with the recipe that walks them."""
+        recipe = walk([part.recipe for part in parts], [part.images for part in parts])
+        return type(parts[0]).joined(parts, recipe, "pdd")
+
+    def probe(self) -> Probe:
+        """Score a student as the base does, but by the whole recipe, which alone walks all stages."""
+        return dataclasses.replace(self.base.probe(), steps=None)
+
+    def disk(self) -> int:
+        """Return the bytes that the stages will write outside the run's folder, each like the first."""
+        return self.base.disk() * self.config.stages
+
+    def generator(self) -> Generator:
+        """Return the stages done and the one under way."""
+        return self._union([*self.done, self.base.generator().to("cpu")])
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the finished stages, the forgetting counts, and the state of the base."""
+        state = {"stage": torch.tensor([len(self.done)])}
+        for number, part in enumerate(self.done):
+            text = canonical_json({"spec": part.spec.to_json(), "recipe": part.recipe.to_json()})
+            state[f"stage.{number}.config"] = torch.tensor(list(text.encode()), dtype=torch.uint8)
+            state |= {f"stage.{number}.tensors.{name}": tensor for name, tensor in part.state_dict().items()}
+        if self.counts is not None:
+            state["forgetting"] = self.counts
+        return state | {f"base.{name}": tensor for name, tensor in self.base.state_dict().items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what `state_dict` returned."""
+        self.counts = state["forgetting"].cpu() if "forgetting" in state else None
+        self.done = [_restored(number, state) for number in range(int(state["stage"]))]
+        self.base = self._base({})
+        self.base.load_state_dict(_under("base.", state))
+        self._fit()
+
+
+def _under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
+def _restored(number: int, state: Mapping[str, Tensor]) -> Generator:
+    """Return a finished stage of a checkpoint."""
+    text = json.loads(bytes(state[f"stage.{number}.config"].tolist()))
+    spec, recipe = Spec.from_json(text["spec"]), Recipe.from_json(text["recipe"])
+    with shapes_only():
+        part = GENERATORS[spec.kind](spec, recipe)
+    tensors = _under(f"stage.{number}.tensors.", state)
+    part.load_state_dict({name: tensor.cpu() for name, tensor in tensors.items()}, assign=True)
+    return part.requires_grad_(False).eval()

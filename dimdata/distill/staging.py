@@ -1,0 +1,74 @@
+"""Recipes that walk the stages of a generator, at the student steps of a recipe without stages."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+from dimdata.errors import ArgumentError
+from dimdata.recipe import Recipe
+
+
+def shares(total: int, weights: Sequence[float]) -> list[int]:
+    """Share `total` out by weights in whole numbers that add up to it."""
+    ends = [round(total * sum(weights[: i + 1]) / sum(weights)) for i in range(len(weights))]
+    return [end - start for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def walk(recipes: Sequence[Recipe], images: Sequence[int | None]) -> Recipe:
+    """Return the recipe that trains on the union of the first stages, one leg a stage, weights carried on.
+
+    All legs together take as many steps as the last recipe takes on all images at once, and each has an equal share of
+    the epochs. (The published evaluation of progressive distillation gives every stage half of the epochs of the
+    method without stages, which is 1.5 times the steps at five stages.)
+
+    Args:
+        recipes: The recipe of each stage for itself, of one leg.
+        images: Images of each stage; none where they are unlimited.
+
+    Raises:
+        ArgumentError: If a recipe has several legs, or fewer epochs or steps than there are stages.
+    """
+    for recipe in recipes:
+        if len(recipe.legs) != 1 or recipe.tensors:
+            raise ArgumentError(
+                "Stages need a recipe of one leg and no tensors; the legs over the stages are made of it.",
+                "Leave out legs of the base's recipe.",
+            )
+    if len(recipes) == 1:
+        return recipes[0]
+    last = recipes[-1].legs[0]
+    unions = [None if None in images else sum(n or 0 for n in images[: k + 1]) for k in range(len(images))]
+    if unions[-1] is None:
+        lengths = shares(last.epochs or last.steps or 0, [1.0] * len(recipes))
+        counted = "epochs" if last.epochs is not None else "steps"
+    else:
+        passes = [math.ceil((union or 0) / last.batch_size) for union in unions]
+        lengths = shares(last.steps or (last.epochs or 0) * passes[-1], [float(n) for n in passes])
+        counted = "steps"
+    if min(lengths) < 1:
+        raise ArgumentError(
+            f"The recipe has {sum(lengths)} {counted} for {len(recipes)} stages.", "Use fewer stages or more epochs."
+        )
+    legs = tuple(
+        dataclasses.replace(
+            recipe.legs[0],
+            stage=stage,
+            epochs=length if counted == "epochs" else None,
+            steps=length if counted == "steps" else None,
+        )
+        for stage, (recipe, length) in enumerate(zip(recipes, lengths, strict=True), 1)
+    )
+    return dataclasses.replace(recipes[-1], legs=legs)
+
+
+def shortened(recipe: Recipe, steps: int) -> Recipe:
+    """Return the recipe in `steps` steps in all, shared among its legs as before; legs left without any are dropped."""
+    lengths = shares(steps, [float(leg.epochs or leg.steps or 0) for leg in recipe.legs])
+    legs = tuple(
+        dataclasses.replace(leg, epochs=None, steps=length)
+        for leg, length in zip(recipe.legs, lengths, strict=True)
+        if length
+    )
+    return dataclasses.replace(recipe, legs=legs)

@@ -1,0 +1,187 @@
+"""What methods that learn a table of images share: the images, their optimiser, and the generator they make."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from dimdata import latents
+from dimdata.distill.method import Earlier, Method, Probe
+from dimdata.distill.state import pack_optimizer, unpack_optimizer
+from dimdata.engine import Engine
+from dimdata.errors import ArgumentError
+from dimdata.generators.base import Generator
+from dimdata.generators.table import table_generator
+from dimdata.real import RealData, subset
+from dimdata.recipe import Leg, Recipe
+from dimdata.spec import Record, require
+from dimdata.students.augment import parse
+from dimdata.students.own import user_student
+from dimdata.students.source import InitLaw, NetworkSource
+
+DSA = "color+crop+cutout+scale+rotate"  # Zhao and Bilen, ICML 2021, without the flip, which digits do not stand
+
+
+def published_recipe() -> Recipe:
+    """Return how the field trains on tables: 1,000 epochs of SGD, the rate cut at half, one DSA operation a batch."""
+    leg = Leg(epochs=1000, batch_size=256, lr=0.01, schedule="step", lr_drops=(0.5,), augment=DSA, dialect="one")
+    return Recipe(legs=(leg,))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableConfig(Record):
+    """How a table of images is learned.
+
+    Attributes:
+        ipc: Images per class.
+        storage: `uint8` keeps images within [0, 1] throughout; `float16` and `float32` let them leave it.
+        student: The network whose eyes are used; `package.module:factory` is imported.
+        lr: Learning rate of the images, which are in normalised units.
+        momentum: Of the images' SGD.
+        augment: Siamese augmentation of real and learned images, normalised.
+        dialect: `one` operation of the list a batch, or `each`.
+        default_steps: Steps of a run that names no budget.
+        recipe: How students are trained on the result.
+    """
+
+    ipc: int = 10
+    storage: Literal["uint8", "float16", "float32"] = "float16"
+    student: str = "convnet3"
+    lr: float = 1.0
+    momentum: float = 0.5
+    augment: str = DSA
+    dialect: Literal["one", "each"] = "one"
+    default_steps: int = 5_000
+    recipe: Recipe = field(default_factory=published_recipe)
+
+    def check(self) -> None:
+        """Refuse values out of range; see `Record.check`."""
+        require(self.ipc >= 1, f"config.ipc is {self.ipc}; 1 or more is needed.")
+        require(self.default_steps >= 1, f"config.default_steps is {self.default_steps}; 1 or more is needed.")
+        require(self.lr > 0, f"config.lr is {self.lr}; it must be positive.")
+        require(0 <= self.momentum < 1, f"config.momentum is {self.momentum}; it must be in [0, 1).")
+
+
+class TableMethod(Method):
+    """A method that learns images; row = slot * num_classes + label, and the start are random real images.
+
+    Attributes:
+        table: The images in normalised units, float32 `[N, C, H, W]`.
+        optimizer: Moves them.
+    """
+
+    name: str
+    config: TableConfig
+
+    def __init__(
+        self,
+        config: TableConfig,
+        real: RealData,
+        engine: Engine,
+        seed: int,
+        steps: int,
+        earlier: Earlier | None = None,
+    ) -> None:
+        super().__init__(config, real, engine, seed, steps, earlier)
+        self.config = config
+        user_student(config.student)
+        self.augment = parse(config.augment, config.dialect)
+        self.mean = torch.tensor(real.mean, device=engine.device)[:, None, None]
+        self.std = torch.tensor(real.std, device=engine.device)[:, None, None]
+        self.start_seed = latents.fold(latents.stream("table.start"), seed)
+        self.table = nn.Parameter(self.normalize(self.start().to(engine.device)))
+        self.optimizer = torch.optim.SGD([self.table], lr=config.lr, momentum=config.momentum)
+
+    def probe(self) -> Probe:
+        """Score a student on all images."""
+        return Probe(ipc=None)
+
+    def start(self) -> Tensor:
+        """Return the images to start from, float32 `[N, C, H, W]` in [0, 1]."""
+        return subset(self.real.train, self.config.ipc, self.start_seed).images.to(torch.float32) / 255
+
+    @classmethod
+    def for_stages(cls, config: Record, stages: int) -> Record:
+        """Share the images of each class out among the stages; see `Method.for_stages`."""
+        assert isinstance(config, TableConfig)
+        if config.ipc % stages:
+            fit = [str(n) for n in range(2, config.ipc + 1) if config.ipc % n == 0]
+            raise ArgumentError(
+                f"{config.ipc} images per class cannot be shared equally among {stages} stages.",
+                f"Use {', '.join(fit[:12])} stages, or another ipc." if fit else "Ask for more images per class.",
+            )
+        return dataclasses.replace(
+            config, ipc=config.ipc // stages, default_steps=math.ceil(config.default_steps / stages)
+        )
+
+    @classmethod
+    def default_steps(cls, config: Record) -> int:
+        """Return the configured number."""
+        assert isinstance(config, TableConfig)
+        return config.default_steps
+
+    def networks(self, student: str, seed: int) -> NetworkSource:
+        """Return the supply of networks: untrained ones, or trained on the stages before."""
+        shape, classes = self.real.image_shape, self.real.num_classes
+        source: NetworkSource = InitLaw(user_student(student), shape, classes, seed=seed)
+        return self.earlier.after(source) if self.earlier else source
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Bring images `[B, C, H, W]` from [0, 1] to zero mean and unit deviation."""
+        return (images - self.mean) / self.std
+
+    def apply(self, loss: Tensor) -> None:
+        """Move the images down the gradient of a loss."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.update()
+
+    def update(self) -> None:
+        """Move the images by their gradients, and keep them storable."""
+        self.optimizer.step()
+        if self.config.storage == "uint8":
+            with torch.no_grad():
+                self.table.clamp_(-self.mean / self.std, (1 - self.mean) / self.std)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the images and their momentum."""
+        return {"table": self.table.detach(), **pack_optimizer("sgd", self.optimizer)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what `state_dict` returned."""
+        with torch.no_grad():
+            self.table.copy_(state["table"])
+        unpack_optimizer("sgd", self.optimizer, state)
+
+    def factor(self) -> int:
+        """Return the tiles a side that a stored image is made of."""
+        return 1
+
+    def recipe(self) -> Recipe:
+        """Return how students are trained on the images as they stand."""
+        return self.config.recipe
+
+    def generator(self) -> Generator:
+        """Return the images as a table."""
+        images = (self.table.detach() * self.std + self.mean).cpu()
+        if self.config.storage == "uint8":
+            images = (images.clamp(0, 1) * 255).round().to(torch.uint8)
+        elif self.config.storage == "float16":
+            images = images.to(torch.float16)
+        real = self.real
+        return table_generator(
+            images,
+            classes=real.classes,
+            mean=real.mean,
+            std=real.std,
+            recipe=self.recipe(),
+            dataset=real.name,
+            method=self.name,
+            factor=self.factor(),
+        )

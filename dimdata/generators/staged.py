@@ -1,0 +1,99 @@
+"""Generators of several networks, one a stage: progressive distillation (arXiv 2310.06982) of generators."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dimdata.generators.base import GENERATORS, Generator, shapes_only
+from dimdata.generators.network import NetworkGenerator, build
+from dimdata.recipe import MAX_LEGS, Recipe
+from dimdata.spec import Record, Spec, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagedConfig(Record):
+    """Options of a staged generator.
+
+    Attributes:
+        stages: How many networks there are.
+        network: The options of each, as those of a generator of one network.
+    """
+
+    stages: int
+    network: Mapping[str, object]
+
+    def check(self) -> None:
+        """Refuse values out of range; see `Record.check`."""
+        fits = 1 <= self.stages <= MAX_LEGS
+        require(fits, f"generator.options.stages is {self.stages}; 1 to {MAX_LEGS:,} are read.")
+
+
+@GENERATORS.register("staged")
+class StagedGenerator(Generator):
+    """Class-conditional networks that are drawn from in turn: the stage of an image is its slot modulo the stages.
+
+    A prefix of k stages draws from the first k networks in turn, so that it too gives unlimited, balanced images.
+    """
+
+    kind = "staged"
+
+    def __init__(self, spec: Spec, recipe: Recipe, recipe_tensors: dict[str, Tensor] | None = None) -> None:
+        super().__init__(spec, recipe, recipe_tensors)
+        require(spec.images is None, "generator.images must be null: networks draw without limit.")
+        require(spec.latent > 0, "generator.latent must be positive: networks draw from noise.")
+        require(spec.storage != "uint8", "generator.storage of networks is float32 or float16.")
+        require(spec.targets == "hard", "generator.targets of networks are hard.")
+        self.config = StagedConfig.from_json(spec.options, "generator.options (staged)")
+        each = dataclasses.replace(spec, kind=NetworkGenerator.kind, options=dict(self.config.network))
+        self.networks = nn.ModuleList(build(each) for _ in range(self.config.stages))
+
+    # Which images belong to which network depends on the indices: a compiler would make a function of every split.
+    compiles = False
+
+    def _draw(self, latent: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        labels = self.labels(index)
+        stage = (index // self.spec.num_classes) % self.stages
+        images = torch.empty(len(index), *self.spec.image_shape, device=index.device)
+        for number, network in enumerate(self.networks):
+            rows = (stage == number).nonzero().flatten()
+            if len(rows):
+                images[rows] = network(latent[rows], labels[rows]).float()
+        return images, labels
+
+    @property
+    def stages(self) -> int:
+        """How many stages there are."""
+        return self.config.stages
+
+    def view(self, *, stage: int | None = None, draw: str = "fresh") -> Generator:
+        """Return the generator of the first networks, which shares their weights; see `Generator.view`."""
+        super().view(stage=stage, draw=draw)
+        if stage is None or stage == self.stages:
+            return self
+        spec = dataclasses.replace(self.spec, options={**self.spec.options, "stages": stage})
+        with shapes_only():
+            part = StagedGenerator(spec, self.recipe.upto(stage), self.recipe_tensors)
+        held = part.state_dict().keys()
+        part.load_state_dict({name: t for name, t in self.state_dict().items() if name in held}, assign=True)
+        part.name, part.revision = self.name, self.revision
+        return part.requires_grad_(False).train(self.training)
+
+
+def join(parts: Sequence[Generator], recipe: Recipe, method: str) -> StagedGenerator:
+    """Return generators of one network each as the stages of one; see `Generator.joined`."""
+    first = parts[0].spec
+    options = {"stages": len(parts), "network": dict(first.options)}
+    spec = dataclasses.replace(first, kind=StagedGenerator.kind, method=method, options=options)
+    with shapes_only():
+        whole = StagedGenerator(spec, recipe)
+    tensors = {
+        name.replace("network.", f"networks.{number}.", 1): tensor
+        for number, part in enumerate(parts)
+        for name, tensor in part.state_dict().items()
+    }
+    return whole.restore(tensors)

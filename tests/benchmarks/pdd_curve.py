@@ -1,0 +1,125 @@
+"""Larger sets: accuracy over the number of stages, at fixed images a stage, against one stage of equal total.
+
+    python tests/benchmarks/pdd_curve.py fashion-mnist --preset dm-fashion-mnist --per-stage 10 --out curve.json
+
+One progressive run of all stages gives every shorter one, for its first k stages are what a run of k stages makes. The
+base is distilled anew for each total, in as many steps as the stages took together. Students take as many steps on k
+stages as on the one of equal total. Finished runs and scores stay in the working folder, so a stopped call goes on; a
+plot lies beside the results where matplotlib is installed.
+"""
+
+import argparse
+import importlib.util
+import json
+import statistics
+from pathlib import Path
+
+from dimdata import artifact
+from dimdata.distill.config import make_config, merge, parse_setting
+from dimdata.distill.method import METHODS
+from dimdata.distill.run import distill
+from dimdata.distill.staging import walk
+from dimdata.engine import Engine, keep_freed_memory
+from dimdata.evaluate import evaluate
+from dimdata.real import load_real
+from dimdata.scores import digest
+
+
+def draw(points: list[dict], path: Path) -> None:
+    """Plot mean accuracies of both kinds over images per class."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for name, label in (("progressive", "in stages"), ("single", "one stage of equal total")):
+        shown = [point for point in points if point[name]]
+        x = [point["ipc"] for point in shown]
+        y = [statistics.mean(point[name]) for point in shown]
+        error = [statistics.stdev(point[name]) if len(point[name]) > 1 else 0 for point in shown]
+        axes.errorbar(x, y, error, marker="o", capsize=3, label=label)
+    axes.set_xlabel("images per class")
+    axes.set_ylabel("test accuracy, %")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data")
+    parser.add_argument("--root")
+    parser.add_argument("--base", default="dm", help="a method that learns tables")
+    parser.add_argument("--preset", default="", help="of the base")
+    parser.add_argument("--set", dest="settings", action="append", default=[], help="a setting of the base")
+    parser.add_argument("--per-stage", type=int, default=10, help="images per class of a stage")
+    parser.add_argument("--stages", type=int, default=10)
+    parser.add_argument("--points", help="numbers of stages to score, such as 1,2,5,10 [default: all]")
+    parser.add_argument("--steps", type=int, default=1000, help="of a stage")
+    parser.add_argument("--student", default="convnet3")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--work", type=Path, default=Path("runs/pdd-curve"))
+    arguments = parser.parse_args()
+    keep_freed_memory()
+    real = load_real(arguments.data, root=arguments.root)
+    settings: dict = {}
+    for text in arguments.settings:
+        settings = merge(settings, parse_setting(text))
+    wanted = [int(word) for word in arguments.points.split(",")] if arguments.points else None
+    counts = wanted or list(range(1, arguments.stages + 1))
+    kind = METHODS[arguments.base]
+
+    def run(name: str, method: str, values: dict, steps: int, seed: int) -> Path:
+        of = digest([method, values, steps])[:8]  # another setting is another run
+        out = arguments.work / f"{real.name}-{arguments.base}-{arguments.per_stage}-{name}-{of}-{seed}"
+        if not (out / "generator").exists():
+            resume = (out / "run.json").exists()
+            distill(real, out=out, method=method, settings=values, steps=steps, seed=seed, resume=resume)
+        return out
+
+    def score(generator, out: Path, seed: int) -> float:
+        (result,) = evaluate(
+            generator,
+            students=arguments.student,
+            seeds=[seed],
+            real=real,
+            baselines=(),
+            output=out / "scores.jsonl",
+        )
+        return result.mean
+
+    points = [{"stages": k, "ipc": k * arguments.per_stage, "progressive": [], "single": []} for k in counts]
+    for seed in range(arguments.seeds):
+        stages = {
+            "base": arguments.base,
+            "stages": arguments.stages,
+            "preset": arguments.preset,
+            "settings": settings | {"ipc": arguments.stages * arguments.per_stage},
+        }
+        out = run(f"{arguments.stages}-stages", "pdd", stages, arguments.steps * arguments.stages, seed)
+        whole = artifact.load(out / "generator")
+        for point in points:
+            k = point["stages"]
+            config = make_config(kind.Config, arguments.preset or None, settings | {"ipc": point["ipc"]})
+            part = whole.view(stage=k)
+            part.recipe = walk([config.recipe] * k, [arguments.per_stage * real.num_classes] * k)
+            point["progressive"].append(score(part, out, seed))
+            alone = run(f"single-{k}", arguments.base, config.to_json(), arguments.steps * k, seed)
+            point["single"].append(score(artifact.load(alone / "generator"), alone, seed))
+            print(json.dumps({"seed": seed, **point}), flush=True)
+            summary = {
+                "dataset": real.name,
+                "base": arguments.base,
+                "per_stage": arguments.per_stage,
+                "steps_per_stage": arguments.steps,
+                "student": arguments.student,
+                "points": points,
+                "machine": Engine.of().describe(),
+            }
+            arguments.out.write_text(json.dumps(summary, indent=1) + "\n")
+    if importlib.util.find_spec("matplotlib"):
+        draw(points, arguments.out.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()

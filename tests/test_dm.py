@@ -1,0 +1,109 @@
+"""Distribution matching, on the bundled digits."""
+
+import pytest
+import torch
+
+from dimdata import artifact, latents
+from dimdata.distill.config import make_config
+from dimdata.distill.dm import DM, DmConfig
+from dimdata.distill.run import distill
+from dimdata.engine import Engine
+from dimdata.errors import ArgumentError, FormatError
+from dimdata.real import load_real, random_real, subset
+from dimdata.students.train import accuracy, train
+
+PLAIN = {"device": "cpu", "precision": "fp32", "compile": "off"}
+RECIPE = {"legs": [{"epochs": 40, "batch_size": 10, "lr": 0.05}]}
+SETTINGS = {"ipc": 1, "student": "convnet2-w16", "real_batch": 16, "lr": 5.0, "recipe": RECIPE}
+ENGINE = Engine.of("cpu", "fp32", "off")
+
+
+def method(steps=10, seed=0, **settings):
+    return DM(make_config(DmConfig, {**SETTINGS, **settings}), load_real("digits"), ENGINE, seed, steps)
+
+
+def take(dm, first, last):
+    (phase,) = dm.phases()
+    return [float(phase.step(step)["match"]) for step in range(first, last)]
+
+
+def test_one_learned_image_of_each_class_beats_random_real_ones(tmp_path):
+    real = load_real("digits")
+    folder = distill(real, out=tmp_path / "run", method="dm", settings=SETTINGS, steps=40, **PLAIN)
+    recipe = artifact.load(folder).recipe
+    scores = {"learned": [], "random": []}
+    for seed in range(2):
+        for name, source in (("learned", artifact.load(folder)), ("random", random_real(real, 1, seed, recipe))):
+            network = train("convnet2-w16", source, seed=seed, engine=ENGINE).network
+            scores[name].append(accuracy(network, real.test.images, real.test.labels, real.mean, real.std, ENGINE))
+    assert min(scores["learned"]) > max(scores["random"]) + 0.05, scores
+
+
+def test_the_images_start_as_real_ones_and_move():
+    dm = method(ipc=2, storage="uint8")
+    real = subset(dm.real.train, 2, latents.fold(latents.stream("table.start"), 0)).images
+    before = dm.generator()
+    assert torch.equal(before.table, real)
+    take(dm, 0, 3)
+    assert not torch.equal(dm.generator().table, real)
+    assert torch.equal(before.table, real), "an earlier generator moved along"
+
+
+@pytest.mark.parametrize("storage", ["uint8", "float16", "float32"])
+def test_stored_as_asked_and_read_back_equal(tmp_path, storage):
+    dm = method(storage=storage)
+    take(dm, 0, 5)
+    made = dm.generator()
+    read = artifact.load(artifact.save(made, tmp_path / "generator"))
+    assert read.table.dtype == getattr(torch, storage)
+    assert torch.equal(read.table, made.table)
+    assert read.spec.images == 10
+    index = torch.arange(10)
+    images, labels = read.draw(torch.empty(10, 0), index)
+    assert labels.tolist() == list(range(10))
+    assert read.spec.value_range[0] <= images.min() <= images.max() <= read.spec.value_range[1]
+    inside = bool((dm.table * dm.std + dm.mean).aminmax()[0] >= -1e-5)
+    assert inside == (storage == "uint8"), "only uint8 keeps images within [0, 1]"
+
+
+def test_each_step_brings_class_means_nearer_for_the_network_it_used():
+    """Plain descent on one network: the loss that was reported falls when the same step is asked for again."""
+    dm = method(momentum=0.0, lr=0.5, augment="")
+    (phase,) = dm.phases()
+    losses = [float(phase.step(0)["match"]) for _ in range(8)]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_learned_images_can_take_turns():
+    dm = method(ipc=4, learned_batch=2, momentum=0.0)
+    before = dm.table.detach().clone().unflatten(0, (4, 10))
+    take(dm, 0, 1)
+    moved = (dm.table.detach().unflatten(0, (4, 10)) != before).flatten(1).any(1)
+    assert moved.tolist() == [True, True, False, False]
+    take(dm, 1, 2)
+    assert (dm.table.detach().unflatten(0, (4, 10)) != before).flatten(1).any(1).all()
+
+
+def test_resumed_is_bit_identical():
+    whole = method()
+    losses = take(whole, 0, 6)
+    first = method()
+    assert take(first, 0, 3) == losses[:3]
+    state = {name: tensor.clone() for name, tensor in first.state_dict().items()}
+    second = method()
+    second.load_state_dict(state)
+    assert take(second, 3, 6) == losses[3:]
+    assert torch.equal(second.table, whole.table)
+
+
+def test_seeds_differ():
+    assert take(method(seed=0), 0, 1) != take(method(seed=1), 0, 1)
+
+
+def test_bad_settings_are_refused():
+    for settings in ({"ipc": 0}, {"lr": 0.0}, {"momentum": 1.0}, {"real_batch": 0}, {"storage": "float8"}):
+        with pytest.raises(FormatError):
+            make_config(DmConfig, settings)
+    with pytest.raises(ArgumentError, match="has"):
+        method(ipc=1000)

@@ -1,0 +1,167 @@
+"""Gradient matching on sheets of smaller images, on the bundled digits."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from dimdata import artifact
+from dimdata.dataset import GeneratedDataset
+from dimdata.distill.config import make_config
+from dimdata.distill.idc import IDC, IdcConfig
+from dimdata.engine import Engine
+from dimdata.errors import ArgumentError, FormatError
+from dimdata.generators.table import TableGenerator, enlarged, table_generator
+from dimdata.real import RealData, load_real, random_real
+from dimdata.recipe import Leg, Recipe
+from dimdata.students.train import accuracy, train
+
+ENGINE = Engine.of("cpu", "fp32", "off")
+RECIPE = {"legs": [{"epochs": 40, "batch_size": 40, "lr": 0.05}]}
+SETTINGS = {
+    "ipc": 1,
+    "student": "convnet1-w16",
+    "real_batch": 16,
+    "net_batch": 40,
+    "net_steps": 2,
+    "inner": 4,
+    "lr": 1.0,
+    "recipe": RECIPE,
+}
+
+
+def method(steps=10, seed=0, **settings):
+    return IDC(make_config(IdcConfig, {**SETTINGS, **settings}), load_real("digits"), ENGINE, seed, steps)
+
+
+def take(idc, first, last):
+    (phase,) = idc.phases()
+    return [float(phase.step(step)["match"]) for step in range(first, last)]
+
+
+def sheets(factor=2, rows=20, **changes):
+    images = torch.rand(rows, 1, 8, 8)
+    facts = {"classes": tuple("0123456789"), "mean": (0.5,), "std": (0.25,)}
+    recipe = Recipe(legs=(Leg(epochs=1, batch_size=10),))
+    return table_generator(images, factor=factor, recipe=recipe, **facts, **changes)
+
+
+def test_a_sheet_is_drawn_tile_by_tile_under_its_own_label():
+    generator = sheets()
+    assert generator.images == 80
+    images, labels = generator.draw(torch.empty(80, 0), torch.arange(80))
+    assert labels.tolist() == list(range(10)) * 8
+    for slot in range(8):
+        sheet, tile = divmod(slot, 4)
+        row, column = divmod(tile, 2)
+        corner = generator.table[sheet * 10 + 3, :, row * 4 : row * 4 + 4, column * 4 : column * 4 + 4]
+        expected = F.interpolate(corner[None], size=(8, 8), mode="bilinear", align_corners=False)[0]
+        torch.testing.assert_close(images[slot * 10 + 3], expected)
+
+
+def test_a_table_of_sheets_is_stored_cut_and_joined(tmp_path):
+    generator = sheets()
+    read = artifact.load(artifact.save(generator, tmp_path / "generator"))
+    index = torch.arange(80)
+    assert torch.equal(read.draw(torch.empty(80, 0), index)[0], generator.draw(torch.empty(80, 0), index)[0])
+    assert read.nbytes == 20 * 64 * 4, "bytes are those of the sheets"
+    both = TableGenerator.joined([generator, sheets()], generator.recipe, "pdd")
+    assert both.config.stages == (80, 80)
+    part = both.view(stage=1)
+    assert torch.equal(part.table, generator.table)
+    assert len(GeneratedDataset(both, stage=1)) == 80
+
+
+def test_sheets_that_do_not_fit_are_refused():
+    with pytest.raises(FormatError, match="divide both sides"):
+        sheets(factor=3)
+    with pytest.raises(FormatError, match="does not fill sheets"):
+        sheets(rows=15)
+    with pytest.raises(FormatError, match="without stored labels"):
+        sheets(labels=torch.zeros(80, dtype=torch.int64))
+
+
+def test_enlarging_has_gradients():
+    table = torch.rand(3, 1, 8, 8, requires_grad=True)
+    enlarged(table, torch.tensor([0, 3, 1]), 2).sum().backward()
+    touched = table.grad[1, 0] != 0
+    assert touched[4:, 4:].all()
+    assert touched.sum() == 16
+
+
+def test_the_start_is_made_of_real_images_of_the_right_class():
+    """Tiles, enlarged again, are nearer to images of their own class than to the average image."""
+    idc = method(ipc=2)
+    generator = idc.generator()
+    images, labels = generator.draw(torch.empty(80, 0), torch.arange(80))
+    real = idc.real.train
+    small = F.avg_pool2d(real.images.float() / 255, 2)
+    for row in (0, 7, 33, 79):
+        own = F.interpolate(small[real.labels == labels[row]], size=(8, 8), mode="bilinear", align_corners=False)
+        assert (own - images[row]).abs().amax((1, 2, 3)).min() < 1e-3, "float16"
+
+
+def test_learned_sheets_beat_random_real_images_of_equal_bytes():
+    idc = method(steps=24)
+    real = idc.real
+    take(idc, 0, 24)
+    learned = idc.generator()
+    scores = {"learned": [], "random": []}
+    for seed in range(2):
+        for name, source in (("learned", learned), ("random", random_real(real, 1, seed, learned.recipe))):
+            network = train("convnet1-w16", source, seed=seed, engine=ENGINE).network
+            scores[name].append(accuracy(network, real.test.images, real.test.labels, real.mean, real.std, ENGINE))
+    assert min(scores["learned"]) > max(scores["random"]), scores
+
+
+def test_the_distance_of_the_gradients_falls():
+    idc = method(momentum=0.0, net_steps=0, augment="", inner=100, lr=0.3)
+    (phase,) = idc.phases()
+    losses = [float(phase.step(0)["match"]) for _ in range(8)]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.parametrize("cut", [2, 4, 5])  # within the life of a network, at its end, and after it
+def test_resumed_is_bit_identical(cut):
+    whole = method()
+    losses = take(whole, 0, 7)
+    first = method()
+    take(first, 0, cut)
+    state = {name: tensor.clone() for name, tensor in first.state_dict().items()}
+    second = method()
+    second.load_state_dict(state)
+    assert take(second, cut, 7) == losses[cut:]
+    assert torch.equal(second.table, whole.table)
+
+
+def test_networks_are_trained_and_replaced():
+    idc = method(inner=2)
+    (phase,) = idc.phases()
+    phase.step(0)
+    first = {name: tensor.clone() for name, tensor in idc.network.state_dict().items()}
+    phase.step(1)
+    assert any(not torch.equal(tensor, first[name]) for name, tensor in idc.network.state_dict().items())
+    assert idc.held == 0
+    phase.step(2)
+    assert idc.held == 1
+
+
+def test_learned_images_can_take_turns():
+    idc = method(ipc=2, learned_batch=4, momentum=0.0)
+    before = idc.table.detach().clone()
+    take(idc, 0, 1)
+    moved = (idc.table.detach() != before).flatten(1).any(1)
+    assert moved[:10].all()
+    assert not moved[10:].any(), "4 tiles are one sheet"
+
+
+def test_bad_settings_are_refused():
+    for settings in ({"factor": 0}, {"inner": 0}, {"net_lr": 0.0}, {"learned_batch": -1}):
+        with pytest.raises(FormatError):
+            make_config(IdcConfig, settings)
+    with pytest.raises(ArgumentError, match="8x8 cannot be divided into 3 tiles"):
+        method(factor=3)
+    images, labels = torch.zeros(20, 1, 9, 9, dtype=torch.uint8), torch.arange(20) % 2
+    odd = RealData.from_arrays(images, labels)
+    with pytest.raises(ArgumentError, match="9x9"):
+        IDC(make_config(IdcConfig, SETTINGS), odd, ENGINE, 0, 10)

@@ -1,0 +1,238 @@
+"""Expert trajectories and their matching, on the bundled digits."""
+
+import dataclasses
+import json
+import shutil
+from collections import namedtuple
+
+import pytest
+import torch
+
+from dimdata.distill.buffers import Buffer, BufferInfo, Expert, flatten, named
+from dimdata.distill.config import make_config
+from dimdata.distill.mtt import MTT, MttConfig
+from dimdata.distill.pdd import PDD, PddConfig
+from dimdata.distill.run import distill
+from dimdata.engine import Engine
+from dimdata.errors import ArgumentError, FormatError, WorldError
+from dimdata.real import load_real
+from dimdata.students import make_student
+from dimdata.students.source import InitLaw
+
+PLAIN = {"device": "cpu", "precision": "fp32", "compile": "off"}
+ENGINE = Engine.of("cpu", "fp32", "off")
+SETTINGS = {
+    "ipc": 1,
+    "student": "convnet1-w8",
+    "experts": 2,
+    "expert_lr": 0.05,
+    "max_start": 1,
+    "expert_epochs": 1,
+    "learned_steps": 4,
+    "step_size": 0.05,
+    "step_size_lr": 1e-4,
+    "lr": 20.0,
+    "augment": "",
+    "recipe": {"legs": [{"epochs": 40, "batch_size": 10}]},
+}
+EPOCHS = 4  # of both experts together
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIMDATA_BUFFERS", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def method(steps=EPOCHS + 6, seed=0, **settings):
+    return MTT(make_config(MttConfig, {**SETTINGS, **settings}), load_real("digits"), ENGINE, seed, steps)
+
+
+def take(mtt, first, last):
+    found, number = [], 0
+    for phase in mtt.phases():
+        for step in range(phase.steps):
+            if first <= number < last:
+                losses = phase.step(step)
+                found.append(float(losses.get("match", losses.get("expert"))))
+            number += 1
+    return found
+
+
+def experts(cache):
+    return sorted(cache.glob("*/expert-*.safetensors"))
+
+
+def info(**changes):
+    facts = {"student": "convnet1-w8", "images": "x", "epochs": 2, "batch_size": 64, "lr": 0.01, "momentum": 0.0}
+    parameters = len(flatten(make_student("convnet1-w8", (1, 8, 8), 10)))
+    return BufferInfo(**{**facts, "seed": 0, "parameters": parameters, **changes})
+
+
+def test_the_student_ends_nearer_to_where_the_expert_goes():
+    mtt = method(steps=EPOCHS + 16, max_start=0, epochs=2)
+    losses = take(mtt, 0, EPOCHS + 16)[EPOCHS:]
+    assert sum(losses[-4:]) < 0.9 * sum(losses[:4]), losses
+
+
+def test_the_step_size_is_learned_and_becomes_the_recipe():
+    mtt = method()
+    take(mtt, 0, EPOCHS + 4)
+    rate = mtt.generator().recipe.legs[0].lr
+    assert rate != pytest.approx(0.05)
+    assert rate == float(mtt.step_size.detach())
+
+
+def test_vectors_of_weights_are_those_of_the_network():
+    network = make_student("convnet1-w8", (1, 8, 8), 10)
+    flat = flatten(network).requires_grad_()
+    for name, value in named(network, flat).items():
+        assert torch.equal(value, network.get_parameter(name))
+    sum(value.square().sum() for value in named(network, flat).values()).backward()
+    torch.testing.assert_close(flat.grad, 2 * flat.detach())
+
+
+def test_experts_are_what_a_bare_loop_trains(cache):
+    """The kept weights are those of plain SGD over the same order."""
+    mtt = method()
+    take(mtt, 0, 2)
+    start, end = mtt.buffer.weights(0, 0, 2)
+    real, network = mtt.real, InitLaw("convnet1-w8", (1, 8, 8), 10, seed=0).network(0)
+    assert torch.equal(start, flatten(network))
+    other = Expert(
+        mtt.buffer.info, real.train, mtt.mean, mtt.std, InitLaw("convnet1-w8", (1, 8, 8), 10, seed=0), ENGINE
+    )
+    other.epoch()
+    other.epoch()
+    assert other.done
+    assert torch.equal(flatten(other.network), end)
+    assert not torch.equal(start, end)
+
+
+def test_experts_are_shared_by_runs_and_trained_once(cache):
+    take(method(), 0, EPOCHS)
+    made = {path: path.read_bytes() for path in experts(cache)}
+    assert len(made) == 2
+    assert take(method(seed=1), 0, EPOCHS) == [0.0] * EPOCHS, "nothing was left to train"
+    assert {path: path.read_bytes() for path in experts(cache)} == made
+    take(method(expert_seed=1), 0, EPOCHS)
+    assert len(experts(cache)) == 4
+
+
+@pytest.mark.parametrize("cut", [1, 3, 6])  # within the first expert, the second, and the matching
+def test_resumed_is_bit_identical(cut, cache):
+    whole = method()
+    losses = take(whole, 0, 8)
+    weights = [path.read_bytes() for path in experts(cache)]
+    shutil.rmtree(cache)
+    first = method()
+    take(first, 0, cut)
+    state = {name: tensor.clone() for name, tensor in first.state_dict().items()}
+    second = method()
+    second.load_state_dict(state)
+    assert take(second, cut, 8) == losses[cut:]
+    assert torch.equal(second.table, whole.table)
+    assert torch.equal(second.step_size, whole.step_size)
+    assert [path.read_bytes() for path in experts(cache)] == weights
+
+
+def test_a_lost_expert_is_trained_again_when_it_is_needed(cache):
+    whole = method()
+    losses = take(whole, 0, 8)
+    other = method()
+    take(other, 0, EPOCHS)
+    for path in experts(cache):
+        path.unlink()
+    assert take(other, EPOCHS, 8) == losses[EPOCHS:]
+
+
+def test_a_run_goes_through_both_phases(tmp_path):
+    folder = distill("digits", out=tmp_path / "run", method="mtt", settings=SETTINGS, steps=EPOCHS + 3, **PLAIN)
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [line["phase"] for line in lines if line["step"] in (EPOCHS, EPOCHS + 3)] == ["experts", "match"]
+    assert folder.is_dir()
+
+
+def test_stages_have_experts_of_their_own(cache):
+    settings = {"base": "mtt", "stages": 2, "settings": SETTINGS | {"ipc": 2}, "networks": 1, "age": 4}
+    config = make_config(PddConfig, settings)
+    pdd = PDD(config, load_real("digits"), ENGINE, 0, 2 * (EPOCHS + 2))
+    for phase in pdd.phases():
+        for step in range(phase.steps):
+            phase.step(step)
+    assert len(experts(cache)) == 4
+    infos = [json.loads(path.read_text()) for path in cache.glob("*/buffer.json")]
+    assert sorted(bool(each["before"]) for each in infos) == [False, True]
+    rates = [leg.lr for leg in pdd.generator().recipe.legs]
+    assert len(set(rates)) == 2, "each stage learned a step size"
+    assert PDD.default_steps(config) == 5_000 + 2 * EPOCHS
+
+
+# --- bad input and a full disk ---------------------------------------------------------------------------------------
+
+
+def test_a_buffer_of_another_training_is_refused(tmp_path):
+    buffer = str(tmp_path / "mine")
+    take(method(buffer=buffer), 0, EPOCHS)
+    with pytest.raises(FormatError, match="student is 'convnet1-w8', not 'convnet1-w16'"):
+        method(buffer=buffer, student="convnet1-w16")
+    with pytest.raises(FormatError, match=r"lr is 0\.05, not 0\.1"):
+        method(buffer=buffer, expert_lr=0.1)
+    real = load_real("digits")
+    less = make_config(MttConfig, {**SETTINGS, "buffer": buffer})
+    other = dataclasses.replace(real, train=real.train.select(torch.arange(500)))
+    with pytest.raises(FormatError, match="images is"):
+        MTT(less, other, ENGINE, 0, 10)
+
+
+def test_a_damaged_expert_is_refused(tmp_path):
+    mtt = method(buffer=str(tmp_path / "mine"))
+    take(mtt, 0, EPOCHS)
+    path = mtt.buffer.path(0)
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(FormatError, match="cannot be read"):
+        mtt.buffer.weights(0, 0)
+
+
+def test_a_disk_without_room_is_refused_before_the_run(tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage(1, 1, 1000))
+    with pytest.raises(WorldError, match=r"has 1\.00 kB free"):
+        Buffer(tmp_path / "buffer", info(), 3)
+
+
+def test_a_disk_that_fills_in_the_middle_loses_no_finished_expert(tmp_path, monkeypatch):
+    mtt = method(buffer=str(tmp_path / "mine"))
+    take(mtt, 0, 2)
+    kept = mtt.buffer.path(0).read_bytes()
+
+    def full(path, data):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dimdata.files._write", full)
+        with pytest.raises(WorldError, match="No space left"):
+            take(mtt, 2, 4)
+    assert mtt.buffer.path(0).read_bytes() == kept
+    assert not mtt.buffer.path(1).exists()
+    again = method(buffer=str(tmp_path / "mine"))
+    assert take(again, 0, 2) == [0.0, 0.0]
+    take(again, 2, 4)
+    assert again.buffer.path(1).is_file()
+
+
+def test_what_will_be_written_is_said_before(tmp_path, caplog):
+    buffer = Buffer(tmp_path / "buffer", info(), 3)
+    assert buffer.missing_bytes == 3 * 3 * 4 * buffer.info.parameters
+    assert "3 expert trajectories" in caplog.text
+    assert str(tmp_path / "buffer") in caplog.text
+
+
+def test_bad_settings_are_refused():
+    for settings in ({"experts": 0}, {"epochs": 1}, {"step_size": 0.0}, {"max_start": -1}, {"learned_steps": 0}):
+        with pytest.raises(FormatError):
+            make_config(MttConfig, {**SETTINGS, **settings})
+    with pytest.raises(ArgumentError, match="4 steps are too few"):
+        method(steps=EPOCHS)
+    with pytest.raises(ArgumentError, match="keeps statistics"):
+        method(student="convnet1-w8-bn")

@@ -1,0 +1,327 @@
+"""Progressive distillation over several bases, on the bundled digits."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from dimdata import artifact
+from dimdata.dataset import GeneratedDataset
+from dimdata.distill.config import make_config
+from dimdata.distill.forgetting import forgetting_counts, hardest
+from dimdata.distill.method import METHODS, Method, Phase
+from dimdata.distill.pdd import PDD, PddConfig, Shelf
+from dimdata.distill.run import distill
+from dimdata.engine import Engine
+from dimdata.errors import ArgumentError, FormatError, NotFoundError
+from dimdata.generators.base import Generator
+from dimdata.real import Split, load_real
+from dimdata.spec import Record
+from dimdata.students.source import InitLaw
+from dimdata.students.train import train
+
+PLAIN = {"device": "cpu", "precision": "fp32", "compile": "off"}
+ENGINE = Engine.of("cpu", "fp32", "off")
+DM = {
+    "ipc": 6,
+    "student": "convnet1-w8",
+    "real_batch": 4,
+    "recipe": {"legs": [{"epochs": 40, "batch_size": 40, "lr": 0.05}]},
+}
+OVER_DM = {"base": "dm", "stages": 3, "settings": DM, "networks": 2, "age": 8}
+DIM = {
+    "network": {"width": 16, "mid": 16, "stem": 8},
+    "latent": 8,
+    "critic": 8,
+    "batch_size": 20,
+    "pool": ["convnet1-w8"],
+    "match_share": 0.5,
+    "recipe": {"legs": [{"epochs": 4, "batch_size": 20}]},
+}
+OVER_DIM = {"base": "dim", "stages": 2, "settings": DIM, "networks": 1, "age": 4}
+
+
+def method(settings=OVER_DM, steps=12, seed=0):
+    return PDD(make_config(PddConfig, settings), load_real("digits"), ENGINE, seed, steps)
+
+
+def take(pdd, first, last):
+    """Take steps counted over all phases, as a run does."""
+    number = 0
+    for phase in pdd.phases():
+        for step in range(phase.steps):
+            if first <= number < last:
+                phase.step(step)
+            number += 1
+
+
+def tensors(generator):
+    return generator.state_dict()
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def child(out, settings, *, steps, resume=False, die_at=None):
+    """Distil in a process of its own, which kills itself once step `die_at` is done."""
+    code = (
+        "import os, sys\nimport torch; torch.set_num_threads(1)\n"
+        "from dimdata.distill import run\n"
+        "run.CHECKPOINT_SECONDS = 0.0; run.LOG_SECONDS = 0.0\n"
+        "def show(event):\n"
+        "    print(event.get('step'), flush=True)\n"
+        f"    if event.get('step') == {die_at}: os.kill(os.getpid(), 9)\n"
+        f"run.distill('digits', out={str(out)!r}, method='pdd', settings={settings!r}, steps={steps}, "
+        f"resume={resume}, progress=show, **{PLAIN!r})\n"
+    )
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ.copy())
+
+
+def test_a_run_in_stages_from_start_to_student(tmp_path):
+    folder = distill("digits", out=tmp_path / "run", method="pdd", settings=OVER_DM, steps=12, **PLAIN)
+    generator = artifact.load(folder)
+    assert (generator.spec.method, generator.stages, generator.images) == ("pdd", 3, 60)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["provenance"]["phases"] == {f"stage {stage}: match": 4 for stage in (1, 2, 3)}
+    assert torch.equal(generator.view(stage=1).table, generator.table[:20])
+    assert len(GeneratedDataset(generator, stage=2)) == 40
+    result = train("convnet1-w8", generator, engine=ENGINE)
+    assert result.steps == 80, "as many as 40 epochs of 60 images in batches of 40"
+    with pytest.raises(ArgumentError, match="3 stages, not 4"):
+        GeneratedDataset(generator, stage=4)
+
+
+def test_the_first_stage_is_the_base_by_itself():
+    pdd = method()
+    take(pdd, 0, 4)
+    kind = METHODS["dm"]
+    base = kind(make_config(kind.Config, DM | {"ipc": 2}), load_real("digits"), ENGINE, 0, 4)
+    take(base, 0, 4)
+    assert torch.equal(pdd.generator().table, base.generator().table)
+
+
+def test_earlier_stages_are_frozen_and_later_ones_differ():
+    pdd = method()
+    take(pdd, 0, 4)
+    first = pdd.generator().table.clone()
+    take(pdd, 4, 12)
+    whole = pdd.generator()
+    assert torch.equal(whole.table[:20], first)
+    assert not torch.equal(whole.table[20:40], first)
+    assert not torch.equal(whole.table[40:], whole.table[20:40])
+
+
+def test_a_later_stage_sees_networks_trained_on_the_union_before(monkeypatch):
+    seen = []
+
+    class Kept(Shelf):
+        def network(self, number):
+            seen.append((self.generator.stages, number % self.size))
+            return super().network(number)
+
+    monkeypatch.setattr(sys.modules["dimdata.distill.pdd"], "Shelf", Kept)
+    pdd = method()
+    take(pdd, 0, 4)
+    assert not seen, "the first stage has no stage before it"
+    take(pdd, 4, 8)
+    assert {stages for stages, _ in seen} == {1}
+    assert {place for _, place in seen} == {0, 1}
+    take(pdd, 8, 12)
+    assert {stages for stages, _ in seen} == {1, 2}
+
+
+def test_networks_of_a_shelf_are_trained_staggered_and_copied():
+    pdd = method()
+    take(pdd, 0, 4)
+    generator = pdd.generator().view(stage=1)
+    source = InitLaw("convnet1-w8", (1, 8, 8), 10)
+    shelf = Shelf(generator, source, 2, 8, 0, ENGINE)
+    young, old, again = shelf.network(0), shelf.network(1), shelf.network(2)
+
+    def distance(network, number):
+        start = source.network(number).state_dict()
+        return sum(float((t - start[name]).square().sum()) for name, t in network.state_dict().items())
+
+    assert 0 < distance(young, 0) < distance(old, 1)
+    assert same(again.state_dict(), young.state_dict())
+    with torch.no_grad():
+        next(young.parameters()).zero_()
+    assert same(shelf.network(0).state_dict(), again.state_dict()), "what is handed out is a copy"
+
+
+@pytest.mark.parametrize("settings", [OVER_DM, OVER_DIM, OVER_DM | {"drop": 0.5, "drop_student": "convnet1-w8"}])
+def test_resumed_in_any_stage_is_bit_identical(settings):
+    whole = method(settings, steps=12)
+    take(whole, 0, 12)
+    expected = tensors(whole.generator())
+    for cut in (2, 8, 11):
+        first = method(settings, steps=12)
+        take(first, 0, cut)
+        state = {name: tensor.clone() for name, tensor in first.state_dict().items()}
+        second = method(settings, steps=12)
+        second.load_state_dict(state)
+        take(second, cut, 12)
+        assert same(tensors(second.generator()), expected), cut
+
+
+def test_killed_in_a_later_stage_and_resumed_gives_equal_weights(tmp_path):
+    whole = distill("digits", out=tmp_path / "whole", method="pdd", settings=OVER_DM, steps=12, **PLAIN)
+    killed = tmp_path / "killed"
+    died = child(killed, OVER_DM, steps=12, die_at=10)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    resumed = child(killed, OVER_DM, steps=12, resume=True)
+    assert resumed.returncode == 0, resumed.stderr
+    assert int(resumed.stdout.split()[0]) >= 9, "the run began again instead of going on"
+    left, right = ((folder / "model.safetensors").read_bytes() for folder in (killed / "generator", whole))
+    assert left == right
+
+
+def test_a_run_can_be_planned_by_time(tmp_path):
+    folder = distill("digits", out=tmp_path / "run", method="pdd", settings=OVER_DM, minutes=0.01, **PLAIN)
+    assert artifact.load(folder).stages == 3
+
+
+def test_progressive_dim_draws_without_limit_from_networks_that_differ():
+    pdd = method(OVER_DIM, steps=12)
+    names = [phase.name for phase in pdd.phases()]
+    assert names == ["stage 1: gan", "stage 1: match", "stage 2: gan", "stage 2: match"]
+    take(pdd, 0, 6)
+    first = pdd.generator()
+    take(pdd, 6, 12)
+    whole = pdd.generator()
+    assert (whole.images, whole.stages, whole.spec.kind) == (None, 2, "staged")
+    assert [leg.epochs for leg in whole.recipe.legs] == [2, 2]
+    assert same(tensors(whole.view(stage=1)), tensors(first))
+    one, two = whole.networks
+    assert not same(one.state_dict(), two.state_dict())
+
+
+def test_a_later_stage_of_dim_goes_on_from_the_networks_of_the_one_before():
+    pdd = method(OVER_DIM, steps=12)
+    take(pdd, 0, 6)
+    before = {name: tensor.clone() for name, tensor in pdd.base.state_dict().items() if name.startswith("network.")}
+    pdd._advance()
+    after = pdd.base.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_budgets_are_equal_and_add_up():
+    for steps in (12, 13, 14):
+        counts = [phase.steps for phase in method(steps=steps).phases()]
+        assert sum(counts) == steps
+        assert max(counts) - min(counts) <= 1
+
+
+def test_default_steps_are_those_of_the_base():
+    for base in ("dm", "dim"):
+        config = make_config(PddConfig, {"base": base, "stages": 5, "settings": {"default_steps": 75}})
+        assert PDD.default_steps(config) == 75
+
+
+# --- easy images ---------------------------------------------------------------------------------------------------
+
+
+def test_forgetting_counts_tell_mislabelled_images():
+    """Images with a wrong label are not learned in a few epochs, and count as hard."""
+    real = load_real("digits")
+    rows = torch.arange(300)
+    labels = real.train.labels[rows].clone()
+    wrong = torch.arange(0, 300, 10)
+    labels[wrong] = (labels[wrong] + 5) % 10
+    mixed = dataclasses.replace(real, train=Split(real.train.images[rows], labels, 10))
+    counts = forgetting_counts(mixed, "convnet1-w16", 8, ENGINE, 0)
+    assert counts.shape == (300,)
+    assert 0 <= counts.min() <= counts.max() <= 8
+    right = torch.ones(300, dtype=torch.bool)
+    right[wrong] = False
+    assert counts[wrong].float().mean() > counts[right].float().mean() + 1
+    assert torch.equal(counts, forgetting_counts(mixed, "convnet1-w16", 8, ENGINE, 0))
+
+
+def test_the_hardest_images_of_each_class_are_kept():
+    split = Split(torch.arange(8, dtype=torch.uint8)[:, None, None, None], torch.tensor([0, 1] * 4), 2)
+    counts = torch.tensor([0, 7, 3, 0, 2, 0, 0, 1])
+    kept = hardest(split, counts, 0.5, seed=0)
+    assert kept.images.flatten().tolist() == [1, 2, 4, 7]
+    assert len(hardest(split, counts, 0.01, seed=0)) == 2, "every class keeps one"
+    assert len(hardest(split, counts, 1.0, seed=0)) == 8
+
+
+def test_later_stages_leave_out_easy_images_and_the_first_none():
+    pdd = method(OVER_DM | {"drop": 0.6, "drop_student": "convnet1-w8", "drop_epochs": 2})
+    there = len(load_real("digits").train)
+    sizes = []
+    for cut in (4, 8, 12):
+        take(pdd, cut - 4, cut)
+        sizes.append(len(pdd.base.real.train))
+    assert sizes[0] == there
+    assert sizes[1] == pytest.approx(0.7 * there, rel=0.02)
+    assert sizes[2] == pytest.approx(0.4 * there, rel=0.03)
+
+
+# --- bad input -------------------------------------------------------------------------------------------------------
+
+
+class WholeOnly(Method):
+    """A method that says nothing of stages."""
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Config(Record):
+        """No settings."""
+
+    @classmethod
+    def default_steps(cls, config: Record) -> int:
+        return 1
+
+    def phases(self) -> tuple[Phase, ...]:
+        return ()
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state) -> None:
+        pass
+
+    def generator(self) -> Generator:
+        raise NotImplementedError
+
+
+def test_a_base_that_cannot_be_staged_is_refused(monkeypatch):
+    assert "dm" in METHODS
+    monkeypatch.setitem(METHODS._entries, "whole-only", WholeOnly)  # for this test alone
+    for base in ("whole-only", "pdd"):
+        with pytest.raises(ArgumentError, match=f"The method {base} cannot be distilled in stages"):
+            method({"base": base})
+    with pytest.raises(NotFoundError, match="no method called"):
+        method({"base": "dn"})
+
+
+def test_stages_that_do_not_divide_the_images_are_refused():
+    with pytest.raises(ArgumentError, match="6 images per class cannot be shared equally among 4 stages") as caught:
+        method(OVER_DM | {"stages": 4})
+    assert "2, 3, 6" in caught.value.hint
+
+
+def test_settings_out_of_range_are_refused():
+    for change in ({"stages": 0}, {"networks": 0}, {"age": 0}, {"drop": 1.0}, {"drop_epochs": 1}):
+        with pytest.raises(FormatError):
+            make_config(PddConfig, change)
+    with pytest.raises(ArgumentError, match="2 steps are too few for 3 stages"):
+        method(steps=2)
+    with pytest.raises(FormatError, match="unknown field 'ipv'"):
+        method(OVER_DM | {"settings": {"ipv": 3}})
+    leg = {"epochs": 2, "batch_size": 10}
+    with pytest.raises(ArgumentError, match="one leg"):
+        method(OVER_DM | {"settings": DM | {"recipe": {"legs": [leg, leg]}}})
+
+
+def test_a_base_without_epochs_for_all_stages_is_refused_before_the_run():
+    short = DIM | {"recipe": {"legs": [{"epochs": 1, "batch_size": 20}]}}
+    with pytest.raises(ArgumentError, match="1 epochs for 2 stages"):
+        method(OVER_DIM | {"settings": short})
