@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from dimdata.distill.run import distill
     from dimdata.evaluate import evaluate
     from dimdata.generators.base import Generator
+    from dimdata.hub.pull import pull
+    from dimdata.hub.push import push
     from dimdata.students.train import train
 
 __version__ = "0.1.0"
@@ -25,9 +27,11 @@ _PUBLIC = {
     "distill": "dimdata.distill.run",
     "train": "dimdata.students.train",
     "evaluate": "dimdata.evaluate",
+    "push": "dimdata.hub.push",
+    "pull": "dimdata.hub.pull",
 }
 
-__all__ = ["Generator", "GeneratedDataset", "distill", "evaluate", "load", "save", "train"]
+__all__ = ["Generator", "GeneratedDataset", "distill", "evaluate", "load", "pull", "push", "save", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,12 @@ from torch import Tensor
 
 from dimdata.config import ArtifactConfig, config_bytes, parse_config, raw_config, read_config, update_scores
 from dimdata.errors import ArgumentError, DimdataError, FormatError
-from dimdata.files import CARD, CONFIG, FILES, HOLDOUT, MODEL, PREVIEW, world_error, write_folder
+from dimdata.files import CARD, CONFIG, FILES, HOLDOUT, MODEL, PREVIEW, max_bytes, world_error, write_folder
 from dimdata.generators.base import GENERATORS, Generator, shapes_only
 from dimdata.names import bundled, generator_folder, locate, resolve
 from dimdata.spec import FORMAT_MAJOR, FORMAT_MINOR, Spec, canonical_json, jsonable
 from dimdata.tensorfile import DTYPES, Entry, TensorFile, finite
 
-MAX_BYTES = 2**30  # of model.safetensors, unless DIMDATA_MAX_BYTES says otherwise
 METADATA = "dimdata"
 
 __all__ = [
@@ -68,13 +66,6 @@ def load(
     return generator
 
 
-def _max_bytes() -> int:
-    text = os.environ.get("DIMDATA_MAX_BYTES", str(MAX_BYTES))
-    if not re.fullmatch("[0-9]{1,18}", text):
-        raise ArgumentError(f"DIMDATA_MAX_BYTES is {text!r:.80}, not a number of bytes.")
-    return int(text)
-
-
 def _identity(generator: Any, recipe: Any) -> str:
     """The text that ties weights to their config: what the header's metadata holds."""
     return canonical_json({"generator": generator, "recipe": recipe})
@@ -83,11 +74,11 @@ def _identity(generator: Any, recipe: Any) -> str:
 def _read(folder: Path) -> Generator:
     raw = raw_config(folder)
     config = parse_config(raw)
-    with TensorFile(folder / MODEL, _max_bytes()) as file:
+    with TensorFile(folder / MODEL, max_bytes()) as file:
         if file.size != config.weights.bytes:
             raise FormatError(
                 f"{file.path} is damaged: it has {file.size:,} bytes, not {config.weights.bytes:,}.",
-                "Download it again, or restore it from a copy.",
+                "Download it again (dimdata pull OWNER/NAME), or restore it from a copy.",
             )
         if file.metadata != {METADATA: _identity(raw["generator"], raw["recipe"])}:
             raise FormatError(
@@ -173,6 +164,11 @@ def save(
 
     target = Path(folder).expanduser().resolve()
     _require_replaceable(target)
+    if generator.spec.kind not in GENERATORS:
+        raise ArgumentError(
+            f"A generator of the kind {generator.spec.kind!r} cannot be stored.",
+            "Store the plain generator; levers are options of the draw." if generator.levers else "Register its class.",
+        )
     spec, recipe = generator.spec.to_json(), generator.recipe.to_json()
     given, named = set(generator.recipe_tensors), set(generator.recipe.tensors)
     if given != named:
@@ -250,7 +246,7 @@ def holdout(folder: str | os.PathLike[str]) -> tuple[Tensor, Tensor] | None:
     spec = read_config(folder).generator
     if not path.exists():
         return None
-    with TensorFile(path, _max_bytes()) as file:
+    with TensorFile(path, max_bytes()) as file:
         if not _holdout_fits(spec, file.entries):
             raise FormatError(f"The test images of {path} do not fit the generator.")
         tensors = file.read()

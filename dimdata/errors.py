@@ -51,6 +51,14 @@ class NotFoundError(DimdataError, LookupError):
     """No generator, dataset, student or file of that name."""
 
 
+class AccessError(DimdataError, PermissionError):
+    """A repository that must be asked for, or a token that is absent, invalid, or may not do this."""
+
+
+class ConflictError(DimdataError):
+    """Someone else changed a repository meanwhile; nothing was overwritten."""
+
+
 class FormatError(DimdataError, ValueError):
     """A generator folder that is incomplete, damaged, hostile, or newer than this version reads."""
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dimdata.errors import FormatError, WorldError
+from dimdata.errors import ArgumentError, FormatError, WorldError
 
 CONFIG, MODEL, CARD, PREVIEW, HOLDOUT = FILES = (  # of a generator's folder
     "config.json",
@@ -20,9 +21,22 @@ CONFIG, MODEL, CARD, PREVIEW, HOLDOUT = FILES = (  # of a generator's folder
     "holdout.safetensors",
 )
 
+MAX_BYTES = 2**30  # of a generator's tensors in one file, unless DIMDATA_MAX_BYTES says otherwise
 MAX_JSON = 4 * 2**20  # bytes of config.json, and of a safetensors header
 MAX_DEPTH = 64
 MAX_DIGITS = 20
+
+
+def max_bytes() -> int:
+    """Return how many bytes of tensors a generator's file may have: `DIMDATA_MAX_BYTES`, 1 GiB unless it is set.
+
+    Raises:
+        ArgumentError: If the variable holds no number.
+    """
+    text = os.environ.get("DIMDATA_MAX_BYTES", str(MAX_BYTES))
+    if not re.fullmatch("[0-9]{1,18}", text):
+        raise ArgumentError(f"DIMDATA_MAX_BYTES is {text!r:.80}, not a number of bytes.")
+    return int(text)
 
 
 def world_error(error: OSError, what: str) -> WorldError:

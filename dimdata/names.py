@@ -11,7 +11,8 @@ from dimdata.errors import ArgumentError, FormatError, NotFoundError, nearest
 from dimdata.files import CONFIG, settled
 
 _ZOO = Path(__file__).parent / "zoo"
-_WORD = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
+_WORD = r"[A-Za-z0-9_]([A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
+_REVISION = r"\w[\w./+@#=,-]{0,199}"
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,9 @@ def locate(
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
+    check: bool = False,
 ) -> Located:
-    """Find what `source` names; arguments and errors as in `load`."""
+    """Find what `source` names; `check` as in `hub.client.download`, other arguments and errors as in `load`."""
     text = os.fspath(source) if isinstance(source, str | os.PathLike) else None
     if not isinstance(text, str) or not text:
         raise ArgumentError(f"{source!r:.120} names no generator.", "Give a name such as dim-mnist, or a folder.")
@@ -75,33 +77,46 @@ def locate(
         repo = f"{namespace}/{text}"
     else:
         repo = text
-    if not re.fullmatch(f"{_WORD}/{_WORD}", repo):
-        raise ArgumentError(
-            f"{repo!r:.120} names no generator.",
-            hint or "Write owner/name for the Hub, ./path for a folder, or the name of a bundled generator.",
-        )
-    return _download(repo, hint, revision, token, cache_dir, local_files_only)
-
-
-def _download(
-    repo: str,
-    hint: str,
-    revision: str | None,
-    token: str | bool | None,
-    cache_dir: str | Path | None,
-    local_files_only: bool,
-) -> Located:
+    require_repository(repo, hint)
+    require_revision(revision)
     from dimdata.hub.client import download
 
     try:
         folder, commit = download(
-            repo, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only
+            repo,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            check=check,
         )
     except NotFoundError as error:
         raise NotFoundError(error.message, hint or error.hint) from error
-    if not (folder / CONFIG).is_file():
-        raise FormatError(f"The repository {repo} has no {CONFIG}, so it is not a dimdata generator.")
     return Located(folder, repo, commit)
+
+
+def require_repository(repo: str, hint: str = "") -> None:
+    """Raise `ArgumentError` unless `repo` can be the name of a repository on the Hub.
+
+    The rules are the Hub's; a name becomes part of a path in the cache.
+    """
+    ok = re.fullmatch(f"{_WORD}/{_WORD}", repo) and not re.search(r"--|\.\.|\.git$", repo) and len(repo) <= 96
+    if not ok:
+        raise ArgumentError(
+            f"{repo!r:.120} names no generator.",
+            hint or "Write owner/name for the Hub, ./path for a folder, or the name of a bundled generator.",
+        )
+
+
+def require_revision(revision: str | None) -> None:
+    """Raise `ArgumentError` unless `revision` can be a branch, tag or commit; it becomes part of a path."""
+    if revision is None:
+        return
+    bad = r"\.\.|//|/\.|@\{|[./]$|\.lock(/|$)"
+    if not isinstance(revision, str) or not re.fullmatch(_REVISION, revision) or re.search(bad, revision):
+        raise ArgumentError(
+            f"{revision!r:.80} can be no revision.", "Give a branch, a tag, or a commit of 40 hexadecimal digits."
+        )
 
 
 def _exists(text: str) -> bool:

@@ -21,6 +21,7 @@ from dimdata.errors import FormatError, WorldError
 from dimdata.files import MAX_JSON, require_file, strict_json, world_error
 
 MAX_RANK = 8
+MAX_TENSORS = 10_000
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "U8": torch.uint8, "I64": torch.int64}
 
@@ -104,6 +105,8 @@ class TensorFile:
         if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
             raise FormatError(f"The metadata of {self.path} is not a map of texts.")
         self.metadata: dict[str, str] = metadata
+        if len(header) > MAX_TENSORS:
+            raise FormatError(f"{self.path} has {len(header):,} tensors; {MAX_TENSORS:,} at most are read.")
         self.entries = {name: _entry(name, value) for name, value in header.items()}
         end = 0
         for entry in sorted(self.entries.values(), key=lambda entry: entry.begin):
@@ -141,7 +144,7 @@ class TensorFile:
         if got != len(data) or sha256 not in (None, digest.hexdigest()):
             raise FormatError(
                 f"{self.path} is damaged: its sha256 is {digest.hexdigest()}, not {sha256}.",
-                "Download it again, or restore it from a copy.",
+                "Download it again (dimdata pull OWNER/NAME), or restore it from a copy.",
             )
         tensors = {}
         for name, entry in self.entries.items():

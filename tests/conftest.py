@@ -17,6 +17,8 @@ from dimdata.generators.table import TableGenerator, table_generator
 from dimdata.recipe import Leg, Recipe
 from dimdata.spec import Spec
 
+pytest_plugins = ["hub_fixtures"]
+
 _HF_HOME = tempfile.mkdtemp(prefix="dimdata-hf-")
 os.environ["HF_HOME"] = _HF_HOME  # read once, when huggingface_hub is imported
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
