@@ -29,7 +29,8 @@ def run(
 
     Example: dimdata wrap images.npz ./mine --dataset cifar10
     """
-    from dimdata.artifact import read_config, save
+    from dimdata.artifact import read_config
+    from dimdata.hub.readme import save_with_card
     from dimdata.preview import png
     from dimdata.real.known import KNOWN
     from dimdata.wrap import wrap_npz
@@ -42,7 +43,7 @@ def run(
         std=_numbers("std", std) or (known.std if known else None),
         dataset=dataset,
     )
-    folder = save(generator, out, provenance={"wrapped": images.name}, preview=png(generator))
+    folder = save_with_card(generator, out, provenance={"wrapped": images.name}, preview=png(generator))
     if json:
         output.emit_json({"generator": str(folder), **read_config(folder).to_json()})
         return

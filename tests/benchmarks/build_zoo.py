@@ -1,6 +1,7 @@
 """Turn a finished run into a bundled generator: scores, nearest-image check, hold-out, card.
 
     python tests/benchmarks/build_zoo.py dim-mnist runs/dim-mnist/generator --real mnist --rows mnist.jsonl
+    python tests/benchmarks/build_zoo.py --cards  # render the cards of all of them anew, and nothing else
 
 ROWS is what `dimdata evaluate --output` wrote. Nothing is computed that a row does not hold, except the distance of
 draws to their nearest training images.
@@ -15,7 +16,7 @@ import torch
 
 import dimdata.artifact as artifact
 from dimdata import latents, preview
-from dimdata.hub.card import card
+from dimdata.hub.readme import save_with_card, write_card
 from dimdata.nearest import nearest_check
 from dimdata.real import load_real, subset
 from dimdata.report import markdown
@@ -42,17 +43,31 @@ def refresh_readme() -> None:
     README.write_text(f"{before}{BEGIN}{comment}\n{markdown(scores).strip()}\n{END}{after}", encoding="utf-8")
 
 
+def refresh_cards() -> None:
+    """Render the card of every bundled generator anew from its config; what a person added stays."""
+    for name, folder in artifact.bundled().items():
+        print(write_card(folder, name=name))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--real", required=True)
+    parser.add_argument("name", nargs="?")
+    parser.add_argument("folder", type=Path, nargs="?")
+    parser.add_argument("--cards", action="store_true", help="only render the cards and the README's table anew")
+    parser.add_argument("--real")
     parser.add_argument("--root")
     parser.add_argument("--rows", type=Path, nargs="*", default=[])
     parser.add_argument("--holdout", action="store_true", help="bundle 1,000 real test images")
     parser.add_argument("--gain", type=Path, help="JSON with the measured gain of the matching phase")
+    parser.add_argument("--command", help="the command as anyone may type it: without the folders of this machine")
     parser.add_argument("--history", help="what happened on the way that the command would not repeat")
     arguments = parser.parse_args()
+    if arguments.cards:
+        refresh_cards()
+        refresh_readme()
+        return
+    if None in (arguments.name, arguments.folder, arguments.real):
+        parser.error("name, folder and --real are needed, or --cards")
 
     generator = artifact.load(arguments.folder)
     real = load_real(arguments.real, root=arguments.root)
@@ -64,6 +79,8 @@ def main() -> None:
     order = latents.permutation(latents.stream("zoo.nearest"), len(real.test.labels))[:1000]
     held_out = real.test.images[order]
     provenance["nearest"] = nearest_check(generator, real.train.images, held_out, count=1000, seed=0).to_json()
+    if arguments.command:
+        provenance["command"] = arguments.command
     if arguments.history:
         provenance["history"] = arguments.history
     if arguments.gain:
@@ -82,9 +99,7 @@ def main() -> None:
     licences = {path.name: path.read_bytes() for path in target.glob("LICENSE*")}
     for name in licences:
         (target / name).unlink()  # a generator's folder is only replaced where nothing else would be lost
-    artifact.save(generator, target, **facts)
-    text = card(artifact.read_config(target), scores, name=arguments.name)
-    artifact.save(generator, target, card=text, **facts)
+    save_with_card(generator, target, name=arguments.name, **facts)
     for name, data in licences.items():
         (target / name).write_bytes(data)
     shipped = Results(SHIPPED, shipped=Path())
