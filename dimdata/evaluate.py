@@ -7,18 +7,19 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from dimdata import artifact
 from dimdata.cells import BASELINES, SEEDS, Cell, Seeds, in_steps, plan, real_images
 from dimdata.engine import Engine
-from dimdata.errors import DataError
+from dimdata.errors import ArgumentError, DataError
 from dimdata.generators.base import Generator
 from dimdata.protocols import protocol as find_protocol
 from dimdata.real import RealData, Split, distinct_real, load_real
 from dimdata.recipe import Recipe
 from dimdata.scores import Results, Row, Score, aggregate, digest
-from dimdata.students import find_student
+from dimdata.students import Factory, find_student
+from dimdata.students.own import identity, student_name
 from dimdata.students.train import accuracy, train
 
 
@@ -26,7 +27,7 @@ def evaluate(
     source: str | Path | Generator,
     *,
     ipc: int | Sequence[int] | None = None,
-    students: str | Sequence[str] = ("convnet3",),
+    students: str | Factory | Sequence[str | Factory] | None = None,
     draws: str | Sequence[str] = ("fresh",),
     seeds: Seeds | Mapping[int, Seeds] = SEEDS,
     real: str | RealData | None = None,
@@ -46,7 +47,8 @@ def evaluate(
     Args:
         source: A generator, or its name, folder or Hub repo.
         ipc: Images per class, one or more; 1, 10 and 50 unless given, or all there are where they are stored.
-        students: Names of students.
+        students: Names of students, or factories of one's own; rows call these `package.module:factory`. The student
+            that the recipe was made for unless given, or convnet3.
         draws: `fresh`, `fixed`, or both. Stored images are the same at every epoch, so their draw is always fixed.
         seeds: How many (3 means seeds 0, 1, 2), or which; or either by images per class, as in {50: 1}, with 3
             elsewhere.
@@ -73,14 +75,13 @@ def evaluate(
     """
     generator = source if isinstance(source, Generator) else artifact.load(source)
     real = load_real(real) if isinstance(real, str) else real
-    names = (students,) if isinstance(students, str) else tuple(students)
-    for name in names:
-        find_student(name)
+    students = (recipe or generator.recipe).student if students is None else students
+    chosen = _students((students,) if isinstance(students, str) or callable(students) else students)
     rule = find_protocol(protocol)
     cells = plan(
         generator,
         ipc=ipc,
-        students=names,
+        students=tuple(chosen),
         draws=draws,
         seeds=seeds,
         recipe=recipe,
@@ -88,7 +89,7 @@ def evaluate(
         protocol=rule,
         baselines=() if real is None else baselines,
     )
-    run = _Run(generator, real, source, protocol, engine or Engine.of())
+    run = _Run(generator, real, source, chosen, protocol, engine or Engine.of())
     results = Results(output)
     rows = {}
     for cell in cells:
@@ -99,6 +100,17 @@ def evaluate(
     return aggregate(rows.values())
 
 
+def _students(students: Sequence[str | Factory]) -> dict[str, str | Factory]:
+    """Return students by name."""
+    chosen: dict[str, str | Factory] = {}
+    for student in students:
+        find_student(student)
+        name = student_name(student)
+        if chosen.setdefault(name, student) is not student and not isinstance(student, str):
+            raise ArgumentError(f"Two students are called {name}.", "Give each a function or class of its own.")
+    return chosen
+
+
 class _Run:
     """What the cells of one evaluation share."""
 
@@ -107,10 +119,14 @@ class _Run:
         generator: Generator,
         real: RealData | None,
         source: str | Path | Generator,
+        students: Mapping[str, str | Factory],
         protocol: str,
         engine: Engine,
     ) -> None:
         self.generator = generator
+        self.students = students
+        shape, classes = generator.spec.image_shape, generator.spec.num_classes
+        self.identities = {name: identity(student, shape, classes) for name, student in students.items()}
         self.real = real
         self.there = 0 if real is None else len(real.train)
         self.protocol = protocol
@@ -144,7 +160,7 @@ class _Run:
     def key(self, cell: Cell) -> str:
         """Return the digest of all that determines a row, but for the machine."""
         trained_on = [cell.what, self.source(cell), cell.draw, self.budget(cell)]
-        return digest([*trained_on, cell.student, cell.seed, self.test_fingerprint])
+        return digest([*trained_on, self.identities[cell.student], cell.seed, self.test_fingerprint])
 
     def _same_as_distinct(self, cell: Cell, key: str, results: Results) -> Row | None:
         """Return the row of the `distinct` baseline for `all`, where that already took all real images."""
@@ -158,10 +174,26 @@ class _Run:
         """Train and score the student of a cell."""
         generator, ipc, recipe = self._material(cell)
         spec = generator.spec
+        stages: list[float] = []
+
+        def right(network: nn.Module) -> float:
+            share = accuracy(network, self.test.images, self.test.labels, spec.mean, spec.std, self.engine)
+            return round(100 * share, 2)
+
+        def on_leg(number: int, network: nn.Module) -> None:
+            if recipe.legs[number - 1].stage is not None:
+                stages.append(right(network))
+
         result = train(
-            cell.student, generator, ipc=ipc, recipe=recipe, seed=cell.seed, draw=cell.draw, engine=self.engine
+            self.students[cell.student],
+            generator,
+            ipc=ipc,
+            recipe=recipe,
+            seed=cell.seed,
+            draw=cell.draw,
+            engine=self.engine,
+            on_leg=on_leg,
         )
-        right = accuracy(result.network, self.test.images, self.test.labels, spec.mean, spec.std, self.engine)
         counted = [leg.epochs for leg in recipe.legs if leg.epochs is not None]
         return Row(
             key=key,
@@ -179,12 +211,15 @@ class _Run:
             budget=self.budget(cell),
             epochs=sum(counted) if len(counted) == len(recipe.legs) else None,
             seed=cell.seed,
-            accuracy=round(100 * right, 2),
+            accuracy=stages[-1] if recipe.legs[-1].stage is not None else right(result.network),
             steps=result.steps,
             images_seen=result.images_drawn,
             distinct=result.distinct_images,
             stored_bytes=generator.nbytes,
             seconds=round(result.seconds, 2),
+            levers=generator.levers,
+            candidates=generator.candidates,
+            stages=tuple(stages),
             engine=self.engine.describe(),
         )
 

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dimdata import latents
-from dimdata.errors import ArgumentError
+from dimdata.errors import ArgumentError, FormatError
 from dimdata.generators.base import Generator
+from dimdata.tensorfile import finite
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -35,6 +36,7 @@ def grid(generator: Generator, rows: int = 10, columns: int | None = None, seed:
 
     Raises:
         ArgumentError: If there would be nothing to show, or more than the classes there are.
+        FormatError: If the generator draws what is not finite.
     """
     from torchvision.utils import make_grid
 
@@ -48,7 +50,13 @@ def grid(generator: Generator, rows: int = 10, columns: int | None = None, seed:
     rows = len(index) // columns
     shown = index >= 0
     drawn = index[shown].to(generator.device)
-    images = generator.draw(latents.latents(seed, 0, drawn, generator.spec.latent), drawn)[0].cpu().clamp(0, 1)
+    images = generator.draw(latents.latents(seed, 0, drawn, generator.spec.latent), drawn)[0].cpu()
+    if not finite(images):
+        raise FormatError(
+            f"{generator.name or 'The generator'} draws values that are not finite.",
+            "Its weights are damaged or too large: download it again, or distil it with a lower learning rate.",
+        )
+    images = images.clamp(0, 1)
     images = images[:, :3] if images.shape[1] >= 3 else images[:, :1]
     cells = torch.ones(len(index), *images.shape[1:])
     cells[shown] = images

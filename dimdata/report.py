@@ -1,13 +1,10 @@
-"""Scores for people: a table for the terminal, one in markdown, a plot."""
+"""Scores for people: a table for the terminal, one in markdown."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dimdata.errors import ArgumentError, DimdataError
-from dimdata.files import world_error
 from dimdata.protocols import protocol
 from dimdata.scores import Score
 
@@ -24,7 +21,8 @@ WHAT = {
 Column = tuple[str, Callable[[Score], str]]
 
 
-def _percent(mean: float, std: float | None) -> str:
+def percent(mean: float, std: float | None) -> str:
+    """Return an accuracy as tables show it: `97.00 ± 1.00`, without a deviation for one seed."""
     return f"{mean:.2f}" if std is None else f"{mean:.2f} ± {std:.2f}"
 
 
@@ -55,7 +53,9 @@ _COMMON: tuple[Column, ...] = (
     ("student", lambda s: s.student),
     ("budget", lambda s: s.budget_text),
     ("draw", lambda s: s.draw),
-    ("accuracy %", lambda s: _percent(s.mean, s.std)),
+    ("levers", lambda s: s.levers or "-"),
+    ("accuracy %", lambda s: percent(s.mean, s.std)),
+    ("after each stage", lambda s: " / ".join(f"{value:.1f}" for value in s.stages) or "-"),
 )
 _BASELINES: tuple[Column, ...] = (
     ("random real", _baseline("random")),
@@ -67,6 +67,7 @@ _COST: tuple[Column, ...] = (
     ("seeds", lambda s: str(len(s.seeds))),
     ("steps", lambda s: f"{s.steps:,}"),
     ("distinct images", lambda s: f"{s.distinct:,}"),
+    ("drawn", lambda s: f"{s.images_seen * s.candidates:,}" if s.candidates > 1 else "-"),
     ("stored", lambda s: size(s.stored_bytes)),
 )
 
@@ -108,6 +109,10 @@ def notes(scores: Sequence[Score]) -> list[str]:
         found.append("All real: every real training image, for the same number of steps.")
     if shown & {"random real", "distinct real", "all real"}:
         found.append("Baselines follow the same recipe, with the same seeds.")
+    if "levers" in shown:
+        found.append("Levers: options of the draw. Figures without and with them are never taken together.")
+    if "drawn" in shown:
+        found.append("Drawn: all images drawn, those that were not chosen included.")
     found += [f"Protocol {name}: {protocol(name).text}" for name in protocols if name != "dimdata"]
     found += [f"Recipe: {text}." for text in dict.fromkeys(s.recipe for s in lines)]
     return found
@@ -121,7 +126,7 @@ def table(scores: Sequence[Score]) -> Table:
     lines, columns = _columns(scores)
     made = Table(box=None, pad_edge=False, header_style="bold")
     for name, _ in columns:
-        text = name in ("name", "trained on", "student", "budget", "draw", "protocol", "test images")
+        text = name in ("name", "trained on", "student", "budget", "draw", "levers", "protocol", "test images")
         made.add_column(name, justify="left" if text else "right", overflow="fold")
     for line in lines:
         made.add_row(*(Text(cell(line)) for _, cell in columns))
@@ -133,74 +138,21 @@ def markdown(scores: Sequence[Score]) -> str:
     lines, columns = _columns(scores)
     if not lines:
         return ""
-    names = [name for name, _ in columns]
-    body = [[escape(cell(line)) for _, cell in columns] for line in lines]
-    rows = [names, ["---"] * len(names), *body]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return markdown_table([name for name, _ in columns], [[cell(line) for _, cell in columns] for line in lines])
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a markdown table of plain texts, which are shown as they are."""
+    lines = [
+        [escape(cell) for cell in header],
+        ["---"] * len(header),
+        *([escape(cell) for cell in row] for row in rows),
+    ]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def escape(value: Any) -> str:
-    """Return text that markdown and HTML show as it is, in one line."""
-    text = " ".join(str(value).split())
+    """Return text that markdown and HTML show as it is, in one line; what cannot be seen is marked."""
+    text = "".join(c if c.isprintable() else "\ufffd" for c in " ".join(str(value).split()))
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return "".join(f"\\{c}" if c in "\\`*_[]|#~$!" else c for c in text)
-
-
-def plot(scores: Sequence[Score], path: str | Path) -> Path:
-    """Draw accuracy against images per class, with the ceiling, into a file whose ending says its format.
-
-    Raises:
-        ArgumentError: If no score is one of a number of images per class, or the ending is unknown.
-        DimdataError: If matplotlib is not installed.
-        WorldError: If the file cannot be written.
-    """
-    path = Path(path)
-    lines: dict[tuple[str, str, str], list[Score]] = {}
-    for score in scores:
-        if score.what == "generator" and score.ipc_claim:
-            lines.setdefault((score.name, score.student, score.protocol), []).append(score)
-    if not lines:
-        raise ArgumentError("There is no score at a number of images per class to plot.", "Evaluate without epochs.")
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise DimdataError("Plots need matplotlib, which is not installed.", "pip install dimdata[report]") from None
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    axes = figure.subplots()
-    _draw_lines(axes, lines)
-    ticks = sorted({score.ipc for group in lines.values() for score in group if score.ipc is not None})
-    axes.set_xscale("log")
-    axes.set_xticks(ticks, [str(tick) for tick in ticks])
-    axes.minorticks_off()
-    axes.set_xlabel("images per class")
-    axes.set_ylabel(f"accuracy on {next(iter(lines.values()))[0].test}, %")
-    axes.grid(alpha=0.3)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    axes.legend(frameon=False)
-    try:
-        figure.savefig(path, dpi=150)
-    except ValueError as error:
-        raise ArgumentError(f"{path} cannot be drawn: {error}", "Use a name that ends in .png, .svg or .pdf.") from None
-    except OSError as error:
-        raise world_error(error, f"Writing {path}") from error
-    return path
-
-
-def _draw_lines(axes: Any, lines: dict[tuple[str, str, str], list[Score]]) -> None:
-    """Draw the scores of each student in a colour of its own: one line for each draw, and one for each baseline."""
-    varying = [len({key[i] for key in lines}) > 1 for i in range(3)]
-    for number, (key, group) in enumerate(lines.items()):
-        name = ", ".join(part for part, varies in zip(key, varying, strict=True) if varies)
-        name = name.replace("$", r"\$")  # no formula
-        prefix, colour = f"{name}: " if name else "", f"C{number}"
-        group = sorted(group, key=lambda score: score.ipc or 0)
-        for draw, marker in (("fresh", "o"), ("fixed", "s")):
-            own = [s for s in group if s.draw == draw]
-            if own:
-                x, y, error = [s.ipc for s in own], [s.mean for s in own], [s.std or 0 for s in own]
-                axes.errorbar(x, y, error, color=colour, marker=marker, capsize=3, label=f"{prefix}{draw} draw")
-        for what, style in (("distinct", "--"), ("random", ":")):
-            points = {s.ipc: s.baselines[what] for s in group if what in s.baselines}
-            if points:
-                axes.plot(*zip(*points.items(), strict=True), style, color=colour, alpha=0.7, label=prefix + WHAT[what])

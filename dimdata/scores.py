@@ -53,6 +53,9 @@ class Row(Record):
         distinct: Distinct images among them.
         stored_bytes: Bytes of the stored tensors.
         seconds: Wall time of training.
+        stages: Percent right after each leg of a recipe that walks the stages of a generator; empty for others.
+        levers: What was done to the draw, in words; empty for the plain draw.
+        candidates: Images drawn for each one shown; the levers may choose among several.
         engine: Device, precision and versions.
     """
 
@@ -77,6 +80,9 @@ class Row(Record):
     distinct: int
     stored_bytes: int
     seconds: float
+    levers: str = ""
+    candidates: int = 1
+    stages: tuple[float, ...] = ()
     engine: Mapping[str, Any] = field(default_factory=dict)
 
     def check(self) -> None:
@@ -102,6 +108,7 @@ class Score(Record):
         seeds: The seeds.
         accuracies: The accuracy of each seed.
         seconds: Wall time of training one student, on average.
+        stages: Mean accuracy after each stage, where the recipe walks stages.
         baselines: Mean accuracy of each baseline at this budget.
     """
 
@@ -126,6 +133,9 @@ class Score(Record):
     distinct: int
     stored_bytes: int
     seconds: float
+    levers: str = ""
+    candidates: int = 1
+    stages: tuple[float, ...] = ()
     baselines: Mapping[str, float] = field(default_factory=dict)
 
     def check(self) -> None:
@@ -199,6 +209,11 @@ def _score(group: Mapping[int, Row], means: Mapping[tuple[Any, ...], float]) -> 
         distinct=first.distinct,
         stored_bytes=first.stored_bytes,
         seconds=round(statistics.fmean(row.seconds for row in group.values()), 1),
+        stages=tuple(
+            round(statistics.fmean(each), 2) for each in zip(*(row.stages for row in group.values()), strict=False)
+        ),
+        levers=first.levers,
+        candidates=first.candidates,
         baselines=baselines,
     )
 

@@ -1,7 +1,7 @@
 """From a folder of images to a generator to a trained network.
 
-python examples/own_images.py                         # on small digits that come with dimdata
-python examples/own_images.py photos --minutes 30     # photos/train/cat/*.jpg, photos/train/dog/*.jpg, photos/test/...
+python examples/own_images.py                                 # on small digits that come with dimdata
+python examples/own_images.py photos --size 32 --minutes 30   # photos/train/cat/*.jpg, photos/train/dog/*.jpg, ...
 """
 
 import argparse
@@ -13,7 +13,7 @@ from torchvision.transforms.functional import to_pil_image
 from dimdata import distill, load, train
 from dimdata.cells import with_epochs
 from dimdata.engine import keep_freed_memory
-from dimdata.real import RealData, Split, load_real
+from dimdata.real import RealData, Split, load_real, validation_split
 from dimdata.students.train import accuracy, save_student
 
 
@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument(
         "folder", nargs="?", type=Path, help="one subfolder for each class, or train/ and test/ of these"
     )
+    parser.add_argument("--size", type=int, help="side that the images of the folder are resized to, such as 32")
     parser.add_argument("--minutes", type=float, default=1.0, help="time to distil")
     parser.add_argument("--epochs", type=int, default=100, help="epochs of the student, at 10 images per class")
     parser.add_argument("--out", type=Path, default=Path("runs/own-images"))
@@ -41,7 +42,9 @@ def main() -> None:
     keep_freed_memory()  # eager training on CPUs is faster so
 
     with tempfile.TemporaryDirectory() as scratch:
-        real: RealData = load_real(options.folder or write_digits(Path(scratch)))
+        real: RealData = load_real(options.folder or write_digits(Path(scratch)), size=options.size)
+    if real.test is None:
+        real = validation_split(real)  # a tenth of the images is set aside to test on
     print(f"{len(real.train):,} images {real.image_shape} of {real.num_classes} classes")
 
     folder = distill(real, out=options.out, minutes=options.minutes, progress=show)
@@ -51,9 +54,9 @@ def main() -> None:
     result = train("convnet3", generator, ipc=10, recipe=with_epochs(generator.recipe, options.epochs))
     print(f"A ConvNet-3 saw {result.images_drawn:,} generated images in {result.seconds:.0f} s.")
     save_student(result.network, options.out / "student.safetensors", result.info)
-    if real.test is not None:
-        right = accuracy(result.network, real.test.images, real.test.labels, real.mean, real.std)
-        print(f"It is right on {right:.1%} of {len(real.test):,} real test images.")
+    assert real.test is not None
+    right = accuracy(result.network, real.test.images, real.test.labels, real.mean, real.std)
+    print(f"It is right on {right:.1%} of {len(real.test):,} real test images.")
 
 
 def show(event: dict) -> None:

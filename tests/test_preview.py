@@ -9,7 +9,7 @@ from conftest import make_network, recipe
 from PIL import Image
 from torch import Tensor
 
-from dimdata.errors import ArgumentError
+from dimdata.errors import ArgumentError, FormatError
 from dimdata.generators.base import Generator
 from dimdata.generators.table import TableGenerator, table_generator
 from dimdata.preview import grid, png
@@ -90,6 +90,13 @@ def test_values_beyond_the_range_are_clipped() -> None:
     images = torch.tensor([-3.0, 4.0])[:, None, None, None].expand(2, 1, 4, 4).contiguous()
     generator = table_generator(images, classes=("a", "b"), mean=(0.5,), std=(1.0,), recipe=recipe())
     assert cells(grid(generator), 1, 2) == [[0.0, 1.0]]
+
+
+@pytest.mark.filterwarnings("error")
+def test_draws_that_are_not_finite_are_refused(network_generator: Generator) -> None:
+    list(network_generator.parameters())[-1].fill_(torch.nan)
+    with pytest.raises(FormatError, match="not finite"):
+        grid(network_generator, rows=1)
 
 
 def test_png_is_a_png(network_generator: Generator) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from dimdata.errors import ArgumentError, FormatError, WorldError
-from dimdata.report import escape, markdown, notes, plot, size, table
+from dimdata.errors import FormatError, WorldError
+from dimdata.report import escape, markdown, notes, size, table
 from dimdata.scores import Results, Row, Score, aggregate, read_rows
 
 
@@ -149,25 +149,6 @@ def test_escape(text: str) -> None:
 
 def test_sizes() -> None:
     assert [size(n) for n in (12, 4_000, 1_499_999)] == ["12 B", "4.00 kB", "1.50 MB"]
-
-
-def test_plot(rows: list[Row], tmp_path: Path) -> None:
-    from PIL import Image
-
-    path = plot(aggregate(rows), tmp_path / "plot.png")
-    with Image.open(path) as image:
-        assert image.width > 500
-    svg = plot(aggregate([make_row(name="$a_{")]), tmp_path / "plot.svg").read_text()
-    assert "fresh draw" in svg or "<path" in svg
-
-
-def test_plot_refuses_what_it_cannot_draw(rows: list[Row], tmp_path: Path) -> None:
-    with pytest.raises(ArgumentError, match="no score at a number of images per class"):
-        plot(aggregate([make_row(images_seen=7)]), tmp_path / "a.png")
-    with pytest.raises(ArgumentError, match=r"\.png"):
-        plot(aggregate(rows), tmp_path / "a.xyz")
-    with pytest.raises(WorldError):
-        plot(aggregate(rows), tmp_path / "absent" / "a.png")
 
 
 def test_results_come_back_from_their_file(rows: list[Row], tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,6 +37,10 @@ def run(
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="One setting, such as lr=0.001; repeatable.")
     ] = None,
+    base: Annotated[
+        str | None, typer.Option("--base", metavar="METHOD", help="The setting `base`: the method of each stage.")
+    ] = None,
+    stages: Annotated[int | None, typer.Option("--stages", help="The setting `stages`: how many.")] = None,
     seed: options.Seed = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and write nothing.")] = False,
@@ -57,6 +63,9 @@ def run(
         Path | None,
         typer.Option("--test", metavar="PATH", help="Folder or .npz file of the test images."),
     ] = None,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write curves and sample grids for TensorBoard, too.")
+    ] = False,
     root: options.Root = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
@@ -73,13 +82,16 @@ def run(
     from dimdata.artifact import read_config
     from dimdata.distill.config import merge, parse_setting
     from dimdata.distill.run import distill
+    from dimdata.distill.tensorboard import TensorBoard, require_tensorboard
     from dimdata.engine import keep_freed_memory
     from dimdata.real import load_real
 
     if minutes is not None and steps is not None:
         raise ArgumentError("Both --minutes and --steps were given.", "Give one of them.")
+    if tensorboard:
+        require_tensorboard()
     keep_freed_memory()
-    given: dict[str, Any] = {}
+    given: dict[str, Any] = {name: value for name, value in (("base", base), ("stages", stages)) if value is not None}
     for text in settings or ():
         given = merge(given, parse_setting(text))
     real = load_real(data, root=root, test=test, size=size)
@@ -89,7 +101,10 @@ def run(
         return
     words = context.find_root().obj or ["distill", data]
     try:
-        with output.progress() as report:
+        with contextlib.ExitStack() as opened:
+            hearers: list[output.Report] = [opened.enter_context(output.progress())]
+            if tensorboard:
+                hearers.append(opened.enter_context(TensorBoard(folder)))
             made = distill(
                 real,
                 out=folder,
@@ -104,7 +119,7 @@ def run(
                 compile=compile,
                 resume=resume,
                 probes=probes,
-                progress=report,
+                progress=lambda event: _tell_all(hearers, event),
                 command=shlex.join(["dimdata", *words]),
             )
     except RunError as error:
@@ -118,7 +133,13 @@ def run(
     output.line(made)
     shown = str(folder / "generator") if folder.is_absolute() else f"./{folder / 'generator'}"
     if real.test is not None and test is None:
-        output.note(f"Next: dimdata evaluate {shlex.quote(shown)} --ipc 10 --real {shlex.quote(data)}")
+        ipc = "--ipc 10 " if read_config(made).generator.images is None else ""  # of stored images, all there are
+        output.note(f"Next: dimdata evaluate {shlex.quote(shown)} {ipc}--real {shlex.quote(data)}")
+
+
+def _tell_all(hearers: Iterable[output.Report], event: Mapping[str, Any]) -> None:
+    for hear in hearers:
+        hear(event)
 
 
 def _plan(
@@ -141,7 +162,7 @@ def _plan(
     kind = METHODS[method]
     chosen = make_config(kind.Config, config, given)
     engine = Engine.of(*compute)
-    total = steps or kind.default_steps(chosen)
+    total = steps or kind.budget(chosen, real)
     made = kind(chosen, real, engine, seed, total)
     generator = made.generator()
     state = made.state_dict()
@@ -158,6 +179,7 @@ def _plan(
             "state_bytes": sum(t.numel() * t.element_size() for t in state.values()),
             "images_bytes": real.train.images.numel(),
         },
+        "disk_bytes": made.disk(),
         "machine": engine.describe(),
         "config": chosen.to_json(),
     }
@@ -179,6 +201,7 @@ def _plan(
             "generator": f"{plan['generator']['parameters']:,} parameters, {size(generator.nbytes)} stored",
             "memory": f"{size(memory['images_bytes'])} of real images, {size(memory['state_bytes'])} of "
             "networks and optimisers, and the activations of a step",
+            **({"disk": f"{size(plan['disk_bytes'])} outside the run's folder"} if plan["disk_bytes"] else {}),
             "machine": ", ".join(f"{key} {value}" for key, value in plan["machine"].items()),
             "config": "\n".join(f"{key} = {value}" for key, value in plan["config"].items() if key != "recipe"),
         }

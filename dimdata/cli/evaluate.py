@@ -19,7 +19,14 @@ def run(
     ipc: Annotated[
         str | None, typer.Option("--ipc", help="Images per class: 1,10,50. [default: 1,10,50, or all there are]")
     ] = None,
-    student: Annotated[str, typer.Option("--student", help="Networks: convnet3,resnet18-thin.")] = "convnet3",
+    student: Annotated[
+        str | None,
+        typer.Option(
+            "--student",
+            help="Networks: convnet3,resnet18-thin, or your own: package.module:factory. "
+            "[default: what the recipe was made for, or convnet3]",
+        ),
+    ] = None,
     draw: Annotated[str, typer.Option("--draw", help="fresh, fixed, or fresh,fixed.")] = "fresh",
     seeds: Annotated[int, typer.Option("--seeds", help="Students trained for each figure.")] = 3,
     baselines: Annotated[
@@ -29,6 +36,8 @@ def run(
         str, typer.Option("--protocol", help="dimdata (the generator's recipe) or dim-paper.")
     ] = "dimdata",
     epochs: Annotated[int | None, typer.Option("--epochs", help="Instead of the recipe's (1,000).")] = None,
+    levers: options.Levers = "",
+    teacher: options.Teacher = None,
     real: options.Real = None,
     root: options.Root = None,
     out: Annotated[
@@ -37,6 +46,9 @@ def run(
             "--output", "-o", metavar="FILE", help="Keep each student's row in this .jsonl file, and go on there."
         ),
     ] = None,
+    update_card: Annotated[
+        bool, typer.Option("--update-card", help="Write the scores into config.json and README.md of a local folder.")
+    ] = False,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     compile: options.Compile = "auto",
@@ -49,54 +61,64 @@ def run(
 
     Example: dimdata evaluate dim-mnist --ipc 1,10,50 --draw fresh,fixed --seeds 3 -o scores.jsonl
     """
-    counts, students = None if ipc is None else _counts(ipc), _words(student)
+    counts, students = None if ipc is None else images_per_class(ipc), words(student or "")
     from dimdata import load
     from dimdata.engine import Engine, keep_freed_memory
     from dimdata.evaluate import evaluate
+    from dimdata.hub.readme import add_scores, require_refreshable
     from dimdata.report import notes, table
-    from dimdata.students import find_student
+    from dimdata.students.own import user_student
 
-    for word in students:
-        find_student(word)  # before a dataset is downloaded
+    chosen = [user_student(word) for word in students]  # before a dataset is downloaded
+    weights = require_refreshable(name) if update_card else ""
     keep_freed_memory()
-    generator = load(name)
+    generator = options.levered(load(name), levers, teacher)
     scores = evaluate(
         generator,
         ipc=counts,
-        students=students,
-        draws=_words(draw),
+        students=chosen or None,
+        draws=words(draw),
         seeds=seeds,
         real=against.real_data(generator, real, root),
         epochs=epochs,
         protocol=protocol,
-        baselines=[] if baselines == "none" else _words(baselines),
+        baselines=[] if baselines == "none" else words(baselines),
         engine=Engine.of(device, precision, compile),
         output=out,
-        on_row=_tell,
+        on_row=tell,
     )
     if json:
         output.emit_json([score.to_json() | {"share": score.share} for score in scores])
-        return
-    output.show(table(scores), keep=3)
-    for text in notes(scores):
-        output.note(text)
+    else:
+        output.show(table(scores), keep=3)
+        for text in notes(scores):
+            output.note(text)
+    if update_card:
+        output.note(f"Updated {add_scores(name, scores, weights)}")
 
 
-def _words(text: str) -> list[str]:
+def words(text: str) -> list[str]:
+    """Return what an option lists with commas."""
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
-def _counts(text: str) -> list[int]:
-    words = _words(text)
-    if not words or not all(word.isascii() and word.isdigit() and len(word) < 16 and int(word) for word in words):
+def images_per_class(text: str) -> list[int]:
+    """Return the numbers of `--ipc`.
+
+    Raises:
+        ArgumentError: If one is no whole number from 1.
+    """
+    listed = words(text)
+    if not listed or not all(word.isascii() and word.isdigit() and len(word) < 16 and int(word) for word in listed):
         raise ArgumentError(
             f"--ipc is {text!r:.80}; images per class are whole numbers from 1.", "Write --ipc 1,10,50."
         )
-    return [int(word) for word in words]
+    return [int(word) for word in listed]
 
 
-def _tell(row: Row) -> None:
-    what = "generator" if row.what == "generator" else f"{row.what} real"
+def tell(row: Row) -> None:
+    """Print a row as it is known."""
+    what = row.levers or "generator" if row.what == "generator" else f"{row.what} real"
     budget = f"IPC {row.ipc}" if row.ipc is not None else f"{row.images} images"
     output.note(
         f"{what}, {row.student}, {budget} {row.draw}, seed {row.seed}: {row.accuracy:.2f} % "

@@ -35,6 +35,8 @@ def run(
             output.note(f"There are no {kind}.")
         if kind == "students":
             output.note("Any other ConvNet is called by its size: convnet4-w64-bn.")
+            output.note("Norms: bn batch, in instance, gn group, none; another one stands at the end: vgg11-in.")
+            output.note("A network of your own is called by package.module:factory.")
 
 
 def _generators() -> list[dict[str, Any]]:
@@ -60,7 +62,8 @@ def _generators() -> list[dict[str, Any]]:
 
 def _is_headline(score: Any, ipc: int) -> bool:
     wanted = {"what": "generator", "student": "convnet3", "draw": "fresh", "protocol": "dimdata", "ipc_claim": True}
-    return score.get("ipc") == ipc and "mean" in score and all(score.get(k) == v for k, v in wanted.items())
+    plain = not score.get("levers")
+    return plain and score.get("ipc") == ipc and "mean" in score and all(score.get(k) == v for k, v in wanted.items())
 
 
 def _methods() -> list[dict[str, Any]]:
@@ -76,17 +79,21 @@ def _presets() -> list[dict[str, Any]]:
 
 
 def _students() -> list[dict[str, Any]]:
-    import torch
-
-    from dimdata.students import STUDENTS
+    from dimdata.generators.base import shapes_only
+    from dimdata.students import STUDENTS, default_norm
+    from dimdata.students.norms import NORMS, norm_in
 
     rows = []
     for name in STUDENTS:
         factory = STUDENTS[name]
-        with torch.device("meta"):
+        with shapes_only():
             network = factory((3, 32, 32), 10)
         count = sum(parameter.numel() for parameter in network.parameters())
-        rows.append({"name": name, "parameters (3x32x32, 10 classes)": f"{count:,}"})
+        norm = norm_in(network)
+        others = "" if default_norm(factory) is None else " ".join(f"-{other}" for other in NORMS if other != norm)
+        rows.append(
+            {"name": name, "parameters (3x32x32, 10 classes)": f"{count:,}", "norm": norm, "or with": others or "-"}
+        )
     return rows
 
 

@@ -14,7 +14,22 @@ from typing import Annotated
 import typer
 
 import dimdata
-from dimdata.cli import distill, evaluate, info, list, output, preview, train, wrap
+from dimdata.cli import (
+    compare,
+    distill,
+    doctor,
+    evaluate,
+    export,
+    info,
+    list,
+    output,
+    preview,
+    pull,
+    push,
+    train,
+    verify,
+    wrap,
+)
 from dimdata.errors import INTERRUPTED, WORLD, DimdataError
 
 EPILOG = """\b
@@ -36,10 +51,16 @@ for name, module, summary in (
     ("list", list, "List the bundled generators, or what else has a name."),
     ("info", info, "Show all that is known of a generator."),
     ("preview", preview, "Draw a grid of images, one column a class."),
-    ("train", train, "Train a student on generated images."),
+    ("train", train, "Train a student on generated images, or a teacher on real ones."),
     ("evaluate", evaluate, "Score a generator beside real images."),
+    ("compare", compare, "Train several kinds of students on each generator: one table, one plot."),
     ("distill", distill, "Distil real images into a generator."),
     ("wrap", wrap, "Make a generator of stored images."),
+    ("export", export, "Write a draw as an image folder, safetensors, .npz or WebDataset shards."),
+    ("pull", pull, "Download a generator from the Hub."),
+    ("push", push, "Upload a generator to the Hub."),
+    ("verify", verify, "Check a generator's files, and a score of its card."),
+    ("doctor", doctor, "Show what dimdata finds on this machine, and what is wrong."),
 ):
     app.command(name, short_help=summary)(module.run)
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 import dimdata
+
+if TYPE_CHECKING:
+    from dimdata.generators.base import Generator
+    from dimdata.levers import Levers as Choice
 
 
 def _bundled(incomplete: str) -> list[str]:
@@ -21,6 +25,22 @@ Name = Annotated[
     typer.Argument(
         metavar="NAME",
         help="A bundled generator (dim-mnist), a folder (./runs/mine) or a Hub repository (owner/name).",
+        autocompletion=_bundled,
+    ),
+]
+OptionalName = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="NAME",
+        help="A bundled generator (dim-mnist), a folder (./runs/mine) or a Hub repository (owner/name).",
+        autocompletion=_bundled,
+    ),
+]
+Names = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="NAME",
+        help="Bundled generators, folders or Hub repositories; every bundled one unless given.",
         autocompletion=_bundled,
     ),
 ]
@@ -50,3 +70,35 @@ Root = Annotated[
         help="Where torchvision keeps real datasets (downloaded there if absent). [default: ~/.cache/dimdata/data]",
     ),
 ]
+Levers = Annotated[
+    str,
+    typer.Option(
+        "--levers",
+        metavar="TEXT",
+        help="What to do to the draw: best-of=4 (candidates, of which the teacher chooses), keep=2 (any of the two "
+        "best), spread=0.9 (of the noise), soft-labels (the teacher's), temperature=2; joined by commas.",
+    ),
+]
+Teacher = Annotated[
+    Path | None,
+    typer.Option("--teacher", metavar="FILE", help="A student of `train -o`: the judge that --levers ask for."),
+]
+
+
+def chosen(levers: str, teacher: Path | None) -> Choice | None:
+    """Return the levers of a command line, none without any."""
+    if not levers and teacher is None:
+        return None
+    from dimdata.levers import Levers as Choice
+
+    return Choice.parse(levers, teacher)
+
+
+def levered(generator: Generator, levers: str, teacher: Path | None) -> Generator:
+    """Return the generator with the levers of a command line; itself without any."""
+    choice = chosen(levers, teacher)
+    if choice is None:
+        return generator
+    from dimdata.levers import apply
+
+    return apply(generator, choice)

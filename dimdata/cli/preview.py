@@ -20,6 +20,8 @@ def run(
         int | None, typer.Option("--columns", help="Classes shown, from the first. [default: all, 20 at most]")
     ] = None,
     seed: options.Seed = 0,
+    levers: options.Levers = "",
+    teacher: options.Teacher = None,
 ) -> None:
     """Draw a grid of images, one column a class."""
     output.require_parent(out)
@@ -27,5 +29,6 @@ def run(
     from dimdata.files import write_atomic
     from dimdata.preview import png
 
-    write_atomic(out, png(load(name), rows=rows, columns=columns, seed=seed))
+    generator = options.levered(load(name), levers, teacher)
+    write_atomic(out, png(generator, rows=rows, columns=columns, seed=seed))
     output.line(out)

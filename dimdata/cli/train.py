@@ -1,37 +1,58 @@
-"""`dimdata train`: one student on a generator's images."""
+"""`dimdata train`: one student on a generator's images, or on real ones."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dimdata.cli import against, options, output
+from dimdata.errors import ArgumentError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
 
+    from dimdata.generators.base import Generator
+
+    Test = tuple[Tensor, Tensor, str]
+
 
 def run(
-    name: options.Name,
-    student: Annotated[str, typer.Option("--student", help="Network to train; see `dimdata list --students`.")] = (
-        "convnet3"
-    ),
+    name: options.OptionalName = None,
+    student: Annotated[
+        str | None,
+        typer.Option(
+            "--student",
+            help="Network to train: a name of `dimdata list --students`, or your own: package.module:factory. "
+            "[default: what the recipe was made for, or convnet3]",
+        ),
+    ] = None,
     ipc: Annotated[
         int | None, typer.Option("--ipc", help="Images per class an epoch. [default: 10, or all there are]")
     ] = None,
-    epochs: Annotated[int | None, typer.Option("--epochs", help="Instead of the recipe's (1,000).")] = None,
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", help="Instead of the recipe's (1,000; 30 on real images).")
+    ] = None,
+    augment: Annotated[
+        str | None, typer.Option("--augment", help="Instead of the recipe's: flip+crop, or none.")
+    ] = None,
     draw: Annotated[str, typer.Option("--draw", help="fresh (new images every epoch) or fixed.")] = "fresh",
     seed: options.Seed = 0,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FILE", help="Save the student here (.safetensors).")
     ] = None,
+    levers: options.Levers = "",
+    teacher: options.Teacher = None,
     real: options.Real = None,
     root: options.Root = None,
+    size: Annotated[
+        int | None, typer.Option("--size", help="Side that a folder's images are resized to, to train on them.")
+    ] = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     compile: options.Compile = "auto",
@@ -39,31 +60,50 @@ def run(
 ) -> None:
     """Train a student by the generator's recipe, and test it on real images.
 
-    The real images are those that come with the generator, unless --real names a dataset.
+    The real images are those that come with the generator, unless --real names a dataset. Without NAME, the student is
+    trained on the training images of --real: a teacher, for --levers.
 
-    Example: dimdata train dim-mnist --ipc 10 --epochs 100 -o digits.safetensors
+    \b
+    dimdata train dim-mnist --ipc 10 --epochs 100 -o digits.safetensors
+    dimdata train --real mnist -o teacher.safetensors
+    dimdata train dim-mnist --ipc 10 --levers best-of=4 --teacher teacher.safetensors
     """
     if out is not None:
         output.require_parent(out)
-    from dimdata import load
     from dimdata.cells import with_epochs
     from dimdata.engine import Engine, keep_freed_memory
+    from dimdata.students.own import user_student
     from dimdata.students.train import accuracy, save_student, train
 
+    given = None if student is None else user_student(student)  # before a dataset is downloaded
     keep_freed_memory()
     engine = Engine.of(device, precision, compile)
-    generator = load(name)
-    test = against.test_images(name, generator, real, root)
+    if name is None:
+        generator, test = _real(real, root, size, ipc, seed)
+    elif size is not None:
+        raise ArgumentError("--size is for training on real images; a generator has its own size.", "Leave it out.")
+    else:
+        generator, test = _generated(name, real, root)
+    generator = options.levered(generator, levers, teacher)
     recipe = generator.recipe if epochs is None else with_epochs(generator.recipe, epochs)
+    if augment is not None:
+        recipe = replace(recipe, legs=tuple(replace(leg, augment=augment) for leg in recipe.legs))
     if ipc is None and generator.images is None:
         ipc = 10
     with output.progress() as report:
         result = train(
-            student, generator, ipc=ipc, recipe=recipe, seed=seed, draw=draw, engine=engine, on_step=_watch(report)
+            given or recipe.student,
+            generator,
+            ipc=ipc,
+            recipe=recipe,
+            seed=seed,
+            draw=draw,
+            engine=engine,
+            on_step=_watch(report),
         )
     facts: dict[str, Any] = {
-        "name": name,
-        "student": student,
+        "name": generator.name,
+        "student": student or recipe.student,
         "ipc": ipc,
         "draw": draw,
         "seed": seed,
@@ -71,6 +111,8 @@ def run(
         "steps": result.steps,
         "images_seen": result.images_drawn,
         "distinct": result.distinct_images,
+        "levers": generator.levers,
+        "drawn": result.images_drawn * generator.candidates,
         "seconds": round(result.seconds, 1),
     }
     if test is not None:
@@ -82,16 +124,50 @@ def run(
     if json:
         output.emit_json(facts)
         return
+    drawn = f", chosen from {facts['drawn']:,} drawn" if generator.candidates > 1 else ""
     output.line(
-        f"{student} saw {result.images_drawn:,} generated images ({result.distinct_images:,} distinct) in "
-        f"{result.steps:,} steps, {output.duration(result.seconds)}."
+        f"{facts['student']} saw {result.images_drawn:,} {'real' if name is None else 'generated'} images "
+        f"({result.distinct_images:,} distinct{drawn}) in {result.steps:,} steps, {output.duration(result.seconds)}."
     )
     if test is not None:
         output.line(f"{facts['accuracy']:.2f} % right on real images: {facts['test']}.")
+    elif name is None:
+        output.note(f"hint: {generator.name} has no test images; put some into a subfolder test/ beside train/.")
     else:
         output.note("hint: This generator comes without test images; score the student with --real NAME.")
     if out is not None:
         output.line(f"Saved to {facts['saved']}.")
+
+
+def _generated(name: str, real: str | None, root: Path | None) -> tuple[Generator, Test | None]:
+    """Return a generator, and the images to test its student on."""
+    from dimdata import load
+
+    generator = load(name)
+    return generator, against.test_images(name, generator, real, root)
+
+
+def _real(
+    real: str | None, root: Path | None, size: int | None, ipc: int | None, seed: int
+) -> tuple[Generator, Test | None]:
+    """Return real training images as a generator, all of them or `ipc` of each class, and the test images."""
+    if real in (None, against.HOLDOUT):
+        raise ArgumentError(
+            "There is nothing to train on.",
+            "Name a generator (dimdata train dim-mnist), or real images (dimdata train --real mnist).",
+        )
+    from dimdata.real import all_real, load_real, random_real
+    from dimdata.recipe import Leg, Recipe
+
+    data = load_real(str(real), root=root, size=size)
+    # Shifts by a few pixels suit every kind of image; mirroring (--augment flip+crop) would spoil digits.
+    leg = Leg(epochs=30, batch_size=128, lr=0.05, nesterov=True, schedule="onecycle", augment="crop")
+    recipe = Recipe(legs=(leg,))
+    generator = all_real(data, recipe) if ipc is None else random_real(data, ipc, seed, recipe)
+    generator.name = f"real {data.name}"
+    if data.test is None:
+        return generator, None
+    return generator, (data.test.images, data.test.labels, f"{len(data.test):,} test images of {data.name}")
 
 
 def _watch(report: output.Report) -> Callable[[int, int, Tensor], None]:

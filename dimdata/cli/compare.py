@@ -1,0 +1,177 @@
+"""`dimdata compare`: whether generators serve every student alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dimdata.cli import against, options, output
+from dimdata.cli.evaluate import images_per_class, tell, words
+from dimdata.errors import ArgumentError, FormatError
+
+if TYPE_CHECKING:
+    from dimdata.generators.base import Generator
+    from dimdata.protocols import Protocol
+    from dimdata.students import Factory
+
+
+def run(
+    names: options.Names = None,
+    student: Annotated[
+        str, typer.Option("--student", help="Networks, see `list --students`, or your own: package.module:factory.")
+    ] = "convnet3,resnet18-thin,vgg11,alexnet",
+    ipc: Annotated[
+        str, typer.Option("--ipc", help="Images per class: 10, or 1,10. Where fewer are stored, all there are.")
+    ] = "10",
+    draw: Annotated[str, typer.Option("--draw", help="fresh, fixed, or fresh,fixed.")] = "fresh",
+    seeds: Annotated[int, typer.Option("--seeds", help="Students trained for each figure.")] = 3,
+    baselines: Annotated[
+        str, typer.Option("--baselines", help="Of real images: distinct (the practical ceiling), or none.")
+    ] = "none",
+    protocol: Annotated[
+        str, typer.Option("--protocol", help="dimdata (the generator's recipe) or dim-paper.")
+    ] = "dimdata",
+    epochs: Annotated[int | None, typer.Option("--epochs", help="Instead of the recipe's (1,000).")] = None,
+    real: options.Real = None,
+    root: options.Root = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="Keep each student's row in this .jsonl file, and go on there."
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Draw it, as .png, .svg or .pdf (needs matplotlib).")
+    ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table in markdown.")] = False,
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
+    compile: options.Compile = "auto",
+    json: options.Json = False,
+) -> None:
+    """Train several kinds of students on each generator: one table, one plot.
+
+    Below the students stand the spread (highest less lowest mean), what the best larger network gains over ConvNet-3,
+    and what the figures cost. With --output, the same command goes on after an interruption, student by student, and
+    takes up rows of `dimdata evaluate` in the same file.
+
+    Example: dimdata compare dim-mnist dim-fashion-mnist -o rows.jsonl --plot cross.png
+    """
+    images, wanted = images_per_class(ipc), words(student)
+    real_images = [] if baselines == "none" else words(baselines)
+    if len(wanted) < 2:
+        raise ArgumentError(
+            f"--student names {len(wanted)} network{'s' * (not wanted)}.", "Name two or more: convnet3,resnet18-thin."
+        )
+    if plot is not None:
+        output.require_parent(plot)
+    from dimdata import load
+    from dimdata.artifact import bundled
+    from dimdata.cross import columns, cross_architecture, cross_notes, grid
+    from dimdata.engine import Engine, keep_freed_memory
+    from dimdata.evaluate import evaluate
+    from dimdata.plots import cross_plot, require_plots
+    from dimdata.protocols import protocol as find_protocol
+    from dimdata.report import notes
+    from dimdata.students.own import student_name, user_student
+
+    if plot is not None:
+        require_plots(plot)
+    rule = find_protocol(protocol)
+    students = [user_student(word) for word in dict.fromkeys(wanted)]
+    keep_freed_memory()
+    # All that can be refused is refused before the first student is trained.
+    jobs = []
+    for name in dict.fromkeys(names or bundled()):
+        generator = load(name)
+        budgets = _budgets(generator, images)
+        jobs.append((name, generator, budgets, _fitting(name, generator, students, budgets, rule)))
+    against_what = [against.real_data(generator, real, root) for _, generator, _, _ in jobs]
+    engine = Engine.of(device, precision, compile)
+    scores = []
+    for (name, generator, budgets, fitting), data in zip(jobs, against_what, strict=True):
+        output.note(f"{name}: {', '.join(map(student_name, fitting))}")
+        scores += evaluate(
+            generator,
+            ipc=budgets,
+            students=fitting,
+            draws=words(draw),
+            seeds=seeds,
+            real=data,
+            epochs=epochs,
+            protocol=protocol,
+            baselines=real_images,
+            engine=engine,
+            output=out,
+            on_row=tell,
+        )
+    if json:
+        output.emit_json(
+            [
+                {
+                    "name": column.score.name,
+                    "budget": column.score.budget_text,
+                    "draw": column.score.draw,
+                    "trained_on": "distinct real" if column.real else "generator",
+                    "accuracy": {student: figure.mean for student, figure in column.figures.items()},
+                    "std": {student: figure.std for student, figure in column.figures.items()},
+                    "spread": column.spread,
+                    "gain": None if column.gain is None else {"points": column.gain[0], "student": column.gain[1]},
+                    "steps": column.score.steps,
+                    "stored_bytes": column.score.stored_bytes,
+                }
+                for column in columns(scores)
+            ]
+        )
+    elif markdown:
+        output.line(cross_architecture(scores))
+    else:
+        output.table(*grid(columns(scores)))
+    if not json:
+        for text in (*notes(scores), *cross_notes(scores)):
+            output.note(text)
+    if plot is not None:
+        output.note(f"plot: {cross_plot(scores, plot)}")
+
+
+def _budgets(generator: Generator, images: list[int]) -> list[int] | None:
+    """Return the images per class that a generator has of those asked for; none, for all there are, if it has none."""
+    if generator.images is None:
+        return images
+    return [count for count in images if count * generator.spec.num_classes <= generator.images] or None
+
+
+def _fitting(
+    name: str, generator: Generator, students: list[str | Factory], budgets: list[int] | None, rule: Protocol
+) -> list[str | Factory]:
+    """Return the students that the generator's images and recipe take; say which it does not take, and why.
+
+    Raises:
+        ArgumentError: If none of them fits.
+    """
+    from dimdata.students.own import student_name
+    from dimdata.students.source import source_of
+
+    spec = generator.spec
+    recipe = rule.recipe(generator.recipe, budgets[0] if budgets else None, spec.num_classes)
+    fitting = []
+    for student in students:
+        try:
+            source_of(
+                recipe.start,
+                spec.image_shape,
+                spec.num_classes,
+                student=student,
+                tensors=generator.recipe_tensors,
+            ).network(0)
+        except (ArgumentError, FormatError) as error:
+            output.note(f"warning: {student_name(student)} is left out for {name}: {error.message}")
+        else:
+            fitting.append(student)
+    if not fitting:
+        raise ArgumentError(
+            f"{name} takes none of the students {', '.join(map(student_name, students))}.", "Leave it out."
+        )
+    return fitting

@@ -1,0 +1,173 @@
+"""Does one generator serve every student? Students as rows, generators as columns; for the terminal and for cards."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from dimdata.report import markdown_table, percent, size
+from dimdata.scores import Score
+
+REFERENCE = "convnet3"  # the student that others are compared with
+_COUNTED_AT = (3, 32, 32), 10  # image shape and classes that parameters are counted at
+
+
+@dataclass(frozen=True)
+class Figure:
+    """An accuracy in percent: mean and sample deviation over seeds, none for one seed or where it is not known."""
+
+    mean: float
+    std: float | None = None
+
+
+@dataclass
+class Column:
+    """What students reach on one generator at one budget, or on as many distinct real images.
+
+    Attributes:
+        title: What heads the column.
+        score: One of its scores; all agree in name, dataset, budget, draw, levers, protocol, test images and recipe.
+        real: Whether these are the students of the real-image ceiling.
+        figures: By the student's name.
+        seeds: Seeds of each student.
+    """
+
+    title: str
+    score: Score
+    real: bool = False
+    figures: dict[str, Figure] = field(default_factory=dict)
+    seeds: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def spread(self) -> float | None:
+        """The highest mean less the lowest, in points; none for less than two students."""
+        means = [figure.mean for figure in self.figures.values()]
+        return round(max(means) - min(means), 2) if len(means) > 1 else None
+
+    @property
+    def gain(self) -> tuple[float, str] | None:
+        """The best mean among students larger than the reference less the reference's own, in points, and which it is.
+
+        None where there is no such student, or no reference.
+        """
+        larger = [name for name in self.figures if is_larger(name)]
+        if not larger or REFERENCE not in self.figures:
+            return None
+        best = max(larger, key=lambda name: self.figures[name].mean)
+        return round(self.figures[best].mean - self.figures[REFERENCE].mean, 2), best
+
+
+@functools.cache
+def parameters(student: str) -> int | None:
+    """Return the parameters of a student on 32x32 colour images of ten classes; none where no student is called so.
+
+    One shape for all datasets, so that the order of students does not change from one to the next.
+    """
+    from dimdata.generators.base import shapes_only
+    from dimdata.students import find_student
+
+    try:
+        with shapes_only():  # no memory: a name may come out of a downloaded generator
+            return sum(tensor.numel() for tensor in find_student(student)(*_COUNTED_AT).parameters())
+    except Exception:  # not known here, or of a package whose factories do as they like
+        return None
+
+
+def is_larger(student: str) -> bool:
+    """Return whether a student has more parameters than the reference."""
+    return (parameters(student) or 0) > (parameters(REFERENCE) or 0)
+
+
+def by_size(students: Iterable[str]) -> list[str]:
+    """Return students without repetition, the smallest first; those of unknown size come last."""
+    return sorted(dict.fromkeys(students), key=lambda name: (parameters(name) or float("inf"), name))
+
+
+def columns(scores: Iterable[Score], least: int = 1) -> list[Column]:
+    """Return a column for each generator, budget, draw with its levers, protocol, test images and recipe, in order.
+
+    Where distinct real images were scored for two students or more, a column of these follows the generator's.
+
+    Args:
+        scores: Of one evaluation or several; those of baselines are passed over, their means come with the others.
+        least: Columns of fewer students are left out.
+    """
+    found: dict[tuple[str, ...], tuple[Column, Column]] = {}
+    for score in scores:
+        if score.what != "generator":
+            continue
+        source = (score.name, score.dataset, score.test)
+        key = (*source, score.budget_text, score.draw, score.levers, score.protocol, score.recipe)
+        if key not in found:
+            found[key] = Column(score.name, score), Column(f"{score.name}: distinct real", score, real=True)
+        own, real = found[key]
+        own.figures[score.student] = Figure(score.mean, score.std)
+        own.seeds[score.student] = len(score.seeds)
+        if score.draw == "fresh" and "distinct" in score.baselines:
+            real.figures[score.student] = Figure(score.baselines["distinct"])
+            real.seeds[score.student] = len(score.seeds)
+    made: list[Column] = []
+    for own, real in found.values():
+        if len(own.figures) >= least:
+            made += [own, real] if len(real.figures) > 1 else [own]
+    return made
+
+
+def grid(made: Sequence[Column]) -> tuple[list[str], list[list[str]]]:
+    """Return the header and the rows of the table: the students by size, then what is to be known of each column."""
+    students = by_size(name for column in made for name in column.figures)
+    rows = [[name, *(_figure(column, name) for column in made)] for name in students]
+    facts = {
+        "spread": [_points(column.spread) for column in made],
+        "best larger over ConvNet-3": [_gain(column) for column in made],
+        "budget": [column.score.budget_text for column in made],
+        "draw": ["-" if column.real else column.score.draw for column in made],
+        "student steps": [f"{column.score.steps:,}" for column in made],
+        "seeds": [_range(column.seeds.values()) for column in made],
+        "stored": ["-" if column.real else size(column.score.stored_bytes) for column in made],
+        "test images": [column.score.test for column in made],
+    }
+    if any(column.score.levers for column in made):
+        facts["levers"] = [column.score.levers or "-" for column in made]
+    if len({column.score.protocol for column in made}) > 1:
+        facts["protocol"] = [column.score.protocol for column in made]
+    return ["student", *(column.title for column in made)], rows + [[what, *cells] for what, cells in facts.items()]
+
+
+def cross_architecture(scores: Iterable[Score]) -> str:
+    """Return the table in markdown, of what was scored with two students or more; empty where nothing was."""
+    made = columns(scores, least=2)
+    return markdown_table(*grid(made)) if made else ""
+
+
+def cross_notes(scores: Iterable[Score]) -> list[str]:
+    """Return what a reader of the table must know beyond `report.notes`, one sentence or two each."""
+    made = columns(scores)
+    if not made:
+        return []
+    notes = ["Students stand in the order of their parameters. Spread: the highest mean less the lowest, in points."]
+    if any(column.gain for column in made):
+        notes.append(
+            "Best larger over ConvNet-3: the best mean of the students with more parameters than ConvNet-3 has, less "
+            "its own, in points. Differences within the deviation over seeds mean nothing."
+        )
+    return notes
+
+
+def _figure(column: Column, student: str) -> str:
+    figure = column.figures.get(student)
+    return "-" if figure is None else percent(figure.mean, figure.std)
+
+
+def _points(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _gain(column: Column) -> str:
+    return "-" if column.gain is None else f"{column.gain[0]:+.2f} ({column.gain[1]})"
+
+
+def _range(counts: Iterable[int]) -> str:
+    low, high = min(found := list(counts)), max(found)
+    return str(low) if low == high else f"{low} to {high}"

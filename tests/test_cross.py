@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_report import make_row
+
+from dimdata.cli.main import main
+from dimdata.cross import by_size, columns, cross_architecture, cross_notes, grid, is_larger, parameters
+from dimdata.scores import Row, Score, aggregate, read_rows
+from dimdata.students import make_student
+
+# By construction: vgg11 and resnet18-thin are larger than convnet3, lenet is smaller.
+MEANS = {"resnet18-thin": 97.0, "convnet3": 98.0, "lenet": 99.0, "vgg11": 98.5}
+
+
+def make_scores(means: dict[str, float], real: dict[str, float] | None = None, **changes: Any) -> list[Score]:
+    rows: list[Row] = []
+    for student, mean in means.items():
+        for seed, shift in enumerate((-0.1, 0.1)):
+            rows.append(make_row(student=student, seed=seed, accuracy=mean + shift, **changes))
+            if real and student in real:
+                rows.append(make_row(what="distinct", student=student, seed=seed, accuracy=real[student], source="r"))
+    return aggregate(rows)
+
+
+def cells(text: str) -> dict[str, list[str]]:
+    """Rows of a markdown table by their first cell."""
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    assert len({len(line) for line in lines}) == 1
+    return {line[0]: line[1:] for line in lines}
+
+
+@pytest.mark.parametrize("student", ["convnet3", "lenet", "vgg11", "alexnet", "mlp", "mobilenet-v2", "convnet4-w64-bn"])
+def test_parameters_are_those_of_the_network(student: str) -> None:
+    network = make_student(student, (3, 32, 32), 10)
+    assert parameters(student) == sum(tensor.numel() for tensor in network.parameters())
+
+
+def test_parameters_of_the_unknown_and_the_huge() -> None:
+    assert parameters("package.module:factory") is None
+    assert parameters("") is None
+    assert not is_larger("package.module:factory")
+    assert not is_larger("convnet3")
+    huge = parameters("convnet3-w4096")  # counted without the gigabyte that it would take
+    assert huge is None or huge > 10**8
+
+
+def test_students_stand_by_size_and_the_unknown_last() -> None:
+    assert by_size(["my:net", *MEANS, "lenet"]) == ["lenet", "convnet3", "resnet18-thin", "vgg11", "my:net"]
+
+
+def test_spread_and_gain() -> None:
+    (column,) = columns(make_scores(MEANS))
+    assert column.spread == 2.0
+    assert column.gain == (0.5, "vgg11")  # lenet is better still, but smaller
+    assert columns(make_scores({"convnet3": 98.0}))[0].spread is None
+    assert columns(make_scores({"convnet3": 98.0, "lenet": 99.0}))[0].gain is None
+    assert columns(make_scores({"vgg11": 98.0, "lenet": 99.0}))[0].gain is None
+    assert columns(make_scores({"convnet3": 98.0, "vgg11": 97.0}))[0].gain == (-1.0, "vgg11")
+
+
+def test_a_column_for_each_generator_budget_draw_and_lever() -> None:
+    scores = [
+        *make_scores(MEANS),
+        *make_scores(MEANS, name="other", source="o"),
+        *make_scores(MEANS, ipc=1, images=10, images_seen=10_000, budget="1"),
+        *make_scores(MEANS, draw="fixed"),
+        *make_scores(MEANS, protocol="dim-paper", recipe="another", budget="p"),
+        *make_scores(MEANS, levers="best of 4", source="l"),
+    ]
+    made = columns(scores)
+    assert [column.title for column in made].count("dim-mnist") == 5
+    assert len(made) == 6
+    assert all(set(column.figures) == set(MEANS) for column in made)
+    header, rows = grid(made)
+    assert all(len(row) == len(header) for row in rows)
+    found = {row[0]: row[1:] for row in rows}
+    assert found["budget"].count("IPC 1") == 1
+    assert found["draw"].count("fixed") == 1
+    assert found["levers"].count("best of 4") == 1
+    assert found["protocol"].count("dim-paper") == 1
+
+
+def test_markdown() -> None:
+    found = cells(cross_architecture([*make_scores(MEANS), *make_scores({"convnet3": 80.0}, name="x|y", source="o")]))
+    assert found["student"] == ["dim-mnist"]  # one student alone is no comparison
+    assert found["convnet3"] == ["98.00 ± 0.14"]
+    assert found["spread"] == ["2.00"]
+    assert found["best larger over ConvNet-3"] == ["+0.50 (vgg11)"]
+    assert found["stored"] == ["1.23 MB"]
+    assert found["student steps"] == ["2,000"]
+    assert found["draw"] == ["fresh"]
+    assert "levers" not in found
+    assert cross_architecture([]) == ""
+    assert cross_architecture(make_scores({"convnet3": 98.0})) == ""
+    assert cross_notes([]) == []
+
+
+def test_a_student_that_one_generator_lacks_is_a_dash() -> None:
+    scores = [*make_scores(MEANS), *make_scores({"convnet3": 80.0, "vgg11": 81.0}, name="other", source="o")]
+    assert cells(cross_architecture(scores))["lenet"] == ["99.00 ± 0.14", "-"]
+
+
+def test_the_ceiling_is_a_column_where_two_students_have_one() -> None:
+    one, two = {"convnet3": 99.0}, {"convnet3": 99.0, "vgg11": 99.5}
+    assert cells(cross_architecture(make_scores(MEANS, real=one)))["student"] == ["dim-mnist"]
+    found = cells(cross_architecture(make_scores(MEANS, real=two)))
+    assert found["student"] == ["dim-mnist", "dim-mnist: distinct real"]
+    assert found["vgg11"][1] == "99.50"
+    assert found["lenet"][1] == "-"
+    assert found["spread"][1] == "0.50"
+    assert found["stored"][1] == "-"
+
+
+# --- the command ---------------------------------------------------------------------------------------------------
+
+COMMAND = [
+    "compare",
+    "dim-mnist",
+    "--real",
+    "holdout",
+    "--seeds",
+    "1",
+    "--epochs",
+    "1",
+    "--ipc",
+    "1",
+    "--device",
+    "cpu",
+]
+
+
+def test_compare_is_resumable_row_by_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows, picture = tmp_path / "rows.jsonl", tmp_path / "cross.svg"
+    words = [*COMMAND, "--compile", "off", "-o", str(rows)]
+    assert main([*words, "--student", "convnet1-w8,convnet2-w8"]) == 0
+    first = capsys.readouterr().out
+    assert "spread" in first
+    lines = rows.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 2
+    rows.write_bytes(lines[0] + lines[1][:40])  # as if killed while the second was written
+
+    assert main([*words, "--student", "convnet1-w8,convnet2-w8", "--plot", str(picture), "--markdown"]) == 0
+    whole = rows.read_bytes()
+    assert whole.splitlines(keepends=True)[:-1] == lines[:1]  # the first row is the old one, time of training and all
+    again = capsys.readouterr().out
+    found = cells(again.strip())
+    assert {row.student: f"{row.accuracy:.2f}" for row in read_rows(rows)} == {
+        name: found[name][0] for name in ("convnet1-w8", "convnet2-w8")
+    }
+    assert picture.read_text().lstrip().startswith("<?xml")
+    assert main([*words, "--student", "convnet1-w8,convnet2-w8", "--json"]) == 0
+    (column,) = json.loads(capsys.readouterr().out)
+    assert column["budget"] == "10 images"
+    assert column["spread"] == pytest.approx(abs(column["accuracy"]["convnet1-w8"] - column["accuracy"]["convnet2-w8"]))
+    assert rows.read_bytes() == whole  # a student trained again would have made another row
+
+
+def test_compare_leaves_out_what_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    # A ConvNet of nine poolings does not fit 28x28 pixels.
+    words = [*COMMAND, "--compile", "off", "--student", "convnet1-w8,convnet9"]
+    assert main([*words, "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert list(json.loads(out)[0]["accuracy"]) == ["convnet1-w8"]
+    assert "convnet9 is left out for dim-mnist" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--student", "convnet3"], "--student names 1 network."),
+        (["--student", "convnet3,convent4"], "convent4"),
+        (["--plot", "absent/cross.png"], "no folder"),
+        (["--plot", "cross.txt"], "no ending of a picture"),
+        (["--ipc", "x"], "--ipc"),
+        (["--protocol", "none"], "protocol"),
+        (["--student", "convnet9,convnet8"], "takes none of the students"),
+    ],
+)
+def test_compare_refuses_before_it_trains(
+    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["compare", "dim-mnist", "--real", "holdout", *words]) == 2
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,88 @@
+"""The examples, as users run them, with budgets of seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def run(name: str, *words: str, cwd: Path) -> str:
+    """Run an example in a folder and return what it prints."""
+    return subprocess.run(
+        [sys.executable, str(EXAMPLES / name), *words],
+        cwd=cwd,
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+    ).stdout
+
+
+def percent(pattern: str, text: str) -> float:
+    found = re.search(pattern, text)
+    assert found is not None, text
+    return float(found[1])
+
+
+def quickstart(tmp_path: Path, *words: str) -> float:
+    return percent(r"reads ([\d.]+)% of 1,000 real held-out digits", run("quickstart.py", *words, cwd=tmp_path))
+
+
+def test_quickstart(tmp_path: Path) -> None:
+    assert quickstart(tmp_path, "--epochs", "12") > 60
+
+
+@pytest.mark.slow
+def test_quickstart_reads_real_digits(tmp_path: Path) -> None:
+    assert quickstart(tmp_path) > 95
+
+
+def test_own_images(tmp_path: Path) -> None:
+    out = run("own_images.py", "--minutes", "0.05", "--epochs", "30", "--out", "run", cwd=tmp_path)
+    assert "1,297 images (1, 8, 8) of 10 classes" in out
+    percent(r"It is right on ([\d.]+)% of 500 real test images", out)
+    assert (tmp_path / "run" / "student.safetensors").is_file()
+
+
+def test_replay(tmp_path: Path) -> None:
+    out = run("replay.py", "--distil-steps", "10", "--steps", "30", "--student", "convnet2-w16", cwd=tmp_path)
+    lines = [re.split(r"\s{2,}", line.strip()) for line in out.splitlines()]
+    kept = {line[0]: float(line[1].rstrip("%")) for line in lines if len(line) == 3 and line[1].endswith("%")}
+    assert set(kept) == {"none", "generated", "real, without limit"}
+    assert kept["real, without limit"] > kept["none"] + 30  # forgetting is real, and so is its remedy
+    share = percent(r"Generated replay keeps ([\d.]+)%", out)
+    assert share == pytest.approx(100 * kept["generated"] / kept["real, without limit"], abs=0.2)
+    provenance = json.loads((tmp_path / "runs" / "replay" / "generator" / "config.json").read_text())
+    assert provenance["generator"]["classes"] == list("01234")  # nothing of task 2 was seen
+
+
+def test_own_loss(tmp_path: Path) -> None:
+    out = run("own_loss.py", "--steps", "20", "--epochs", "3", cwd=tmp_path)
+    assert re.findall(r"matching by (\w+): [\d.]+ % of digits test", out) == ["logit", "correlation"]
+    runs = [tmp_path / "runs" / "own-loss" / name for name in ("logit", "correlation")]
+    assert [json.loads((run / "run.json").read_text())["config"]["matching"] for run in runs] == [
+        "logit",
+        "correlation",
+    ]
+    weights = [(run / "generator" / "model.safetensors").read_bytes() for run in runs]
+    assert weights[0] != weights[1]
+
+
+def test_generated_and_real(tmp_path: Path) -> None:
+    out = run("generated_and_real.py", "--steps", "30", "--student", "convnet2-w16", cwd=tmp_path)
+    found = re.findall(r"(real|generated|both) +([\d.]+)% of 800 real digits, after 30 steps", out)
+    assert [name for name, _ in found] == ["real", "generated", "both"]
+    assert all(float(value) > 30 for _, value in found)
+
+
+def test_every_example_is_run_here() -> None:
+    text = Path(__file__).read_text()
+    assert [path.name for path in EXAMPLES.glob("*.py") if f'"{path.name}"' not in text] == []
