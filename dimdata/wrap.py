@@ -21,6 +21,7 @@ from dimdata.tensorfile import finite
 IMAGES = ("images", "x")
 LABELS = ("labels", "y")
 TARGETS = ("targets",)
+CLASSES = ("classes",)
 CHANNELS = (1, 3)
 MAX_VALUE = 64.0  # normalised and learned images stay far below; images in 0..255 do not
 
@@ -43,7 +44,7 @@ def wrap_npz(
         path: A file with `images` (or `x`): uint8 in 0..255 or floating, `[N, H, W]`, `[N, H, W, C]` or
             `[N, C, H, W]` with 1 or 3 channels; and `labels` (or `y`): integers `[N]`, or `targets`: floating
             `[N, num_classes]`.
-        classes: Class names; "0", "1", ... unless given.
+        classes: Class names; those of the file's `classes`, or "0", "1", ..., unless given.
         mean: Per-channel mean of the real images for normalisation; that of these images unless given.
         std: Per-channel standard deviation, likewise.
         dataset: The real dataset it stands for.
@@ -60,6 +61,8 @@ def wrap_npz(
     labels = targets.argmax(1) if targets is not None else _labels(arrays[LABELS[0]])
     if len(labels) != len(images):
         raise DataError(f"There are {len(images):,} images but {len(labels):,} labels.")
+    if classes is None and CLASSES[0] in arrays and arrays[CLASSES[0]].dtype.kind == "U":
+        classes = [str(name) for name in arrays[CLASSES[0]].ravel()]
     names = _names(classes, int(labels.max()) + 1 if targets is None else targets.shape[1], exact=targets is not None)
     order = _index_order(labels)
     images, labels = images[order], labels[order]
@@ -85,7 +88,7 @@ def _arrays(path: Path) -> dict[str, Any]:
         if isinstance(archive, np.lib.npyio.NpzFile):
             with archive:
                 names = archive.files
-                for group in (IMAGES, LABELS, TARGETS):
+                for group in (IMAGES, LABELS, TARGETS, CLASSES):
                     if name := next((name for name in group if name in names), None):
                         found[group[0]] = archive[name]
     except (OSError, ValueError, EOFError, MemoryError, KeyError, zipfile.BadZipFile, zlib.error) as error:

@@ -150,34 +150,3 @@ def test_tree_of_the_readme_is_the_tree():
     there = {path.name for folder in ("dimdata", "examples") for path in (ROOT / folder).rglob("*.py")}
     assert named <= there, named - there
     assert there - {"__init__.py"} <= named, there - named
-
-
-def test_own_images_example(tmp_path):
-    words = [sys.executable, str(ROOT / "examples" / "own_images.py"), "--minutes", "0.05", "--epochs", "30"]
-    out = subprocess.run(
-        [*words, "--out", "run"],
-        cwd=tmp_path,
-        check=True,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    ).stdout
-    assert "1,297 images (1, 8, 8) of 10 classes" in out
-    assert re.search(r"It is right on [\d.]+% of 500 real test images", out)
-    assert (tmp_path / "run" / "student.safetensors").is_file()
-
-
-def quickstart(*words: str) -> float:
-    command = [sys.executable, str(ROOT / "examples" / "quickstart.py"), *words]
-    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    found = re.search(r"reads ([\d.]+)% of 1,000 real held-out digits", out)
-    return float(found[1])
-
-
-def test_quickstart_learns_from_generated_digits():
-    assert quickstart("--epochs", "12") > 60
-
-
-@pytest.mark.slow
-def test_quickstart_reads_real_digits():
-    assert quickstart() > 95
