@@ -236,3 +236,16 @@ def test_names_that_could_escape(hub: Hub, name: str) -> None:
     with pytest.raises(ArgumentError, match="names no generator"):
         download(name)
     assert hub.requests == []
+
+
+def test_every_command_takes_a_name_of_the_hub(hub: Hub, commits: tuple[str, str], tmp_path: Path) -> None:
+    """What is told of bundled names holds for those of the Hub, from the first byte to files for other programs."""
+    for words in (
+        ["info", REPO],
+        ["verify", REPO, "--quick"],
+        ["preview", REPO, "--rows", "2", "-o", str(tmp_path / "grid.png")],
+        ["export", REPO, "--ipc", "1", "--format", "npz", "-o", str(tmp_path / "images.npz")],
+    ):
+        assert main(words) == 0, words
+    assert (tmp_path / "grid.png").is_file()
+    assert (tmp_path / "images.npz").exists()
