@@ -6,7 +6,7 @@ from plain_unroll import plain_gradients
 from torch import nn
 from torch.nn import functional as F
 
-from dimdata.distill.unroll import Unroll, require_pure
+from dimdata.distill.unroll import UnfoldedConv2d, Unroll, require_pure, unfolded
 from dimdata.engine import Engine
 from dimdata.errors import ArgumentError
 from dimdata.students import make_student
@@ -86,11 +86,15 @@ def test_gradients_are_finite_differences(what):
     assert float((gradient * direction).sum()) == pytest.approx(float(slope), rel=1e-6)
 
 
-def test_several_networks_are_the_mean_of_each():
+@pytest.mark.parametrize("together", [True, False])
+def test_several_networks_are_the_mean_of_each(together):
     network, weights, given = problem("convnet2-w8", (1, 8, 8), count=3)
     unroll = Unroll(network, CPU)
+    unroll._together = together
     together = values(unroll.gradients(weights, **given))
-    each = [values(unroll.gradients([one], **given)) for one in weights]
+    each = []
+    for one, real, labels in zip(weights, given["real"].tensor_split(3), given["labels"].tensor_split(3), strict=True):
+        each.append(values(unroll.gradients([one], **given | {"real": real, "labels": labels})))
     for ours, singles in zip(together, zip(*each, strict=True), strict=True):
         torch.testing.assert_close(ours, sum(singles) / 3, rtol=1e-10, atol=1e-12)
 
@@ -100,7 +104,9 @@ def test_a_network_that_diverges_is_left_out():
     weights[1] = {name: tensor * float("inf") for name, tensor in weights[1].items()}
     unroll = Unroll(network, CPU)
     with_it = values(unroll.gradients(weights, **given))
-    without = values(unroll.gradients([weights[0], weights[2]], **given))
+    kept = torch.tensor([0, 1, 2, 5, 6])  # of 7 images shared out as 3, 2 and 2
+    rest = given | {"real": given["real"][kept], "labels": given["labels"][kept]}
+    without = values(unroll.gradients([weights[0], weights[2]], **rest))
     for ours, other in zip(with_it, without, strict=True):
         torch.testing.assert_close(ours, other)
     assert unroll.gradients([weights[1]], **given).loss.isnan()
@@ -143,3 +149,26 @@ def test_networks_that_are_more_than_their_weights_are_refused():
     with pytest.raises(ArgumentError, match="dropout"):
         require_pure(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5)))
     require_pure(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.0)))
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"padding": (2, 1)}, {"stride": 2, "bias": False}, {"dilation": 2, "stride": (1, 3)}]
+)
+def test_an_unfolded_convolution_is_the_convolution(settings):
+    plain = nn.Conv2d(3, 4, (3, 5), dtype=torch.float64, **settings)
+    images = torch.randn(2, 3, 12, 15, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    copied = unfolded(plain, images)
+    assert type(copied) is UnfoldedConv2d
+    assert type(plain) is nn.Conv2d
+    torch.testing.assert_close(copied(images), plain(images))
+
+
+def test_what_the_images_reach_first_and_what_is_small_is_unfolded():
+    network, images = make_student("lenet", (1, 28, 28), 10), torch.zeros(2, 1, 28, 28)
+    small = 2 * 6 * 25 * 10 * 10  # patches of conv2
+    for bound, second in ((0, nn.Conv2d), (small - 1, nn.Conv2d), (small, UnfoldedConv2d)):
+        kinds = {name: type(module) for name, module in unfolded(network, images, bound).named_modules()}
+        assert kinds["conv1"] is UnfoldedConv2d
+        assert kinds["conv2"] is second
+    grouped = nn.Conv2d(2, 2, 3, groups=2)
+    assert type(unfolded(grouped, torch.zeros(1, 2, 5, 5))) is nn.Conv2d

@@ -64,7 +64,7 @@ class DDConfig(Record):
         learn_images: Whether the images are learned; without, real images get step sizes (the paper's baselines).
         step_size: What the step sizes begin as.
         objective: What the trained network should do; `distill`, or `poison` with `victim` and `taken_for`.
-        batch_size: Real images that judge a trained network.
+        batch_size: Real images that judge the networks of a step, which share them out.
         lr: Adam's learning rate of the images, which are in normalised units.
         lr_targets: Of the soft labels' logits.
         lr_sizes: Of the step sizes, behind a softplus: nearly the relative change of a small one.
@@ -100,6 +100,7 @@ class DDConfig(Record):
         """Refuse values out of range; see `Record.check`."""
         for name in ("networks", "inner_steps", "epochs", "per_class", "batch_size", "default_steps"):
             require(getattr(self, name) >= 1, f"config.{name} is {getattr(self, name)}; 1 or more is needed.")
+        require(self.batch_size >= self.networks, "config.batch_size must be one image a network or more.")
         require(self.images >= 0, f"config.images is {self.images}; 0 or more is needed.")
         for name in ("step_size", "lr", "lr_targets", "lr_sizes"):
             require(getattr(self, name) > 0, f"config.{name} is {getattr(self, name)}; it must be positive.")

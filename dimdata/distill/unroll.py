@@ -16,6 +16,7 @@ size and one ordinary backward pass, with no second derivative of a convolution'
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -28,6 +29,8 @@ from dimdata.engine import Engine
 from dimdata.errors import ArgumentError
 
 Weights = dict[str, Tensor]
+
+_SMALL = 2**19  # values of the patches of a batch
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ class Unroll:
     def __init__(self, network: nn.Module, engine: Engine) -> None:
         require_pure(network)
         self._network = network.train()
+        self._unfolded: nn.Module | None = None  # the same, for the way back
         self._ranks = {name: parameter.ndim for name, parameter in network.named_parameters()}
         each = (0, None, None, None)
         self._step = engine.compile(self._step_)
@@ -75,10 +79,14 @@ class Unroll:
         self._back = engine.compile(self._back_)
         self._backs = engine.compile(vmap(self._back_, in_dims=(*each, 0)))
         # On a CPU, what the compiler makes of pooling large batches is slower than the library's own.
-        self._judge = self._judge_ if engine.device.type == "cpu" else engine.compile(self._judge_)
+        on_cpu = engine.device.type == "cpu"
+        self._judge = self._judge_ if on_cpu else engine.compile(self._judge_)
+        # Several networks share the cost of calls, which a compiled step on a CPU has nearly none of.
+        self._together = not (on_cpu and engine.compiled)
+        self._small = _SMALL if on_cpu else 0
 
-    def _loss(self, weights: Weights, images: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(functional_call(self._network, weights, (images,)), targets)
+    def _loss(self, weights: Weights, images: Tensor, targets: Tensor, network: nn.Module | None = None) -> Tensor:
+        return F.cross_entropy(functional_call(network or self._network, weights, (images,)), targets)
 
     # The functions with a trailing underscore are of one network; those without are compiled, or of several.
 
@@ -92,7 +100,7 @@ class Unroll:
         """Return the gradients of weights, images, targets and size, given that of the weights after the step."""
 
         def along(weights: Weights, images: Tensor, targets: Tensor) -> Tensor:
-            slope: Tensor = jvp(lambda w: self._loss(w, images, targets), (weights,), (after,))[1]
+            slope: Tensor = jvp(lambda w: self._loss(w, images, targets, self._unfolded), (weights,), (after,))[1]
             return slope
 
         (of_weights, of_images, of_targets), slope = grad_and_value(along, argnums=(0, 1, 2))(weights, images, targets)
@@ -144,41 +152,64 @@ class Unroll:
             images: See the class.
             targets: See the class.
             sizes: See the class.
-            real: Normalised images `[M, C, H, W]`.
+            real: Normalised images `[M, C, H, W]`. Several networks share them out in their order, M / N each:
+                networks differ more than batches do.
             labels: int64 `[M]`, or distributions `[M, K]`.
         """
         count = len(weights)
+        if self._unfolded is None:
+            self._unfolded = unfolded(self._network, images[0], self._small)
         path = self.trajectory(weights, images, targets, sizes)
         stored = sum(t.numel() * t.element_size() for point in path for t in point.values())
         after, loss = self._verdict(path.pop(), count, real, labels)
         of_images = images.new_zeros(count, *images.shape)
         of_targets = targets.new_zeros(count, *targets.shape)
         of_sizes = sizes.new_zeros(count, *sizes.shape)
-        back = self._backs if count > 1 else self._back
         with torch.no_grad():
             for t in reversed(range(len(sizes))):
                 batch = t % len(images)
-                after, image, target, size = back(path.pop(), images[batch], targets[batch], sizes[t], after)
+                step = (images[batch], targets[batch], sizes[t])
+                after, image, target, size = self._backwards(path.pop(), step, after, count)
                 of_images[:, batch] += image
                 of_targets[:, batch] += target
                 of_sizes[:, t] = size
         mean = _mean_of_finite(loss, of_images, of_targets, of_sizes)
         return Gradients(mean[0], mean[1], mean[2], mean[3], stored)
 
+    def _backwards(
+        self, weights: Weights, step: tuple[Tensor, Tensor, Tensor], after: Weights, count: int
+    ) -> tuple[Weights, Tensor, Tensor, Tensor]:
+        """Return what `_back_` does, with a first axis where there are several networks."""
+        if count == 1:
+            return self._back(weights, *step, after)
+        if self._together:
+            return self._backs(weights, *step, after)
+        each = [self._back(_one(weights, k), *step, _one(after, k)) for k in range(count)]
+        before = {name: torch.stack([found[0][name] for found in each]) for name in after}
+        images, targets, sizes = (torch.stack(found) for found in list(zip(*each, strict=True))[1:])
+        return before, images, targets, sizes
+
     def losses(self, last: Weights, real: Tensor, labels: Tensor) -> Tensor:
-        """Return the cross-entropy `[N]` of trained networks, as `trajectory` ends with, on a real batch."""
-        count = 1 if next(iter(last.values())).ndim == self._ranks[next(iter(last))] else len(next(iter(last.values())))
+        """Return the cross-entropy `[N]` of the networks that `trajectory` ends with, on their shares of a batch."""
+        name, tensor = next(iter(last.items()))
+        count = len(tensor) if tensor.ndim > self._ranks[name] else 1
         return self._verdict(last, count, real, labels)[1]
 
     def _verdict(self, last: Weights, count: int, real: Tensor, labels: Tensor) -> tuple[Weights, Tensor]:
-        """Return the gradients of the last weights, and the loss of each network `[N]`."""
+        """Return the gradients of the last weights, and the loss of each network `[N]` on its share of the batch."""
         with torch.no_grad():
             if count == 1:
                 slope, loss = self._judge(last, real, labels)
                 return slope, loss[None]
             # One by one: on a large batch several networks at once are slower, and need the memory of all.
-            each = [self._judge({n: t[k] for n, t in last.items()}, real, labels) for k in range(count)]
+            shares = zip(real.tensor_split(count), labels.tensor_split(count), strict=True)
+            each = [self._judge(_one(last, k), *share) for k, share in enumerate(shares)]
             return {n: torch.stack([slope[n] for slope, _ in each]) for n in last}, torch.stack([x for _, x in each])
+
+
+def _one(weights: Weights, number: int) -> Weights:
+    """Return the weights of one of several networks."""
+    return {name: tensor[number] for name, tensor in weights.items()}
 
 
 def _in_channels_last(weight: Tensor) -> Tensor:
@@ -196,6 +227,54 @@ def _mean_of_finite(loss: Tensor, *gradients: Tensor) -> tuple[Tensor, ...]:
         torch.where(fine.view(-1, *(1,) * (t.ndim - 1)), t, 0).mul(weight.view(-1, *(1,) * (t.ndim - 1))).sum(0)
         for t in (loss, *gradients)
     )
+
+
+class UnfoldedConv2d(nn.Conv2d):
+    """A convolution as one product of its weight with the patches of its input.
+
+    The derivative of a convolution along its weight also convolves the derivative of its input, be that all zeros as
+    for images that are given. A product leaves it out, forwards and backwards.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images `[B, C, H, W]` as the convolution does."""
+        patches = F.unfold(images, self.kernel_size, self.dilation, self.padding, self.stride)  # type: ignore[arg-type]
+        out = self.weight.flatten(1) @ patches
+        if self.bias is not None:
+            out = out + self.bias[:, None]
+        sides = zip(images.shape[2:], self.kernel_size, self.dilation, self.padding, self.stride, strict=True)
+        size = [
+            (side + 2 * int(more) - apart * (kernel - 1) - 1) // step + 1 for side, kernel, apart, more, step in sides
+        ]
+        return out.unflatten(2, size)
+
+
+def unfolded(network: nn.Module, images: Tensor, small: int = 0) -> nn.Module:
+    """Return a copy of a network in which some convolutions are unfolded.
+
+    Args:
+        network: The network.
+        images: A batch `[B, C, H, W]` of the size that it will be given.
+        small: Patches of so many values or fewer are worth a product wherever they are. Beyond, only the convolutions
+            that the images reach first are unfolded, as no weight has had a say in their input.
+    """
+    copied = copy.deepcopy(network).requires_grad_()
+    chosen: list[nn.Conv2d] = []
+
+    def look(module: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> None:
+        if type(module) is nn.Conv2d and module.groups == 1 and not isinstance(module.padding, str):
+            values = len(images) * module.weight[0].numel() * out[0, 0].numel()
+            if module.padding_mode == "zeros" and (values <= small or not given[0].requires_grad):
+                chosen.append(module)
+
+    hooks = [module.register_forward_hook(look) for module in copied.modules()]
+    with torch.enable_grad():
+        copied(images.detach()[:1])
+    for hook in hooks:
+        hook.remove()
+    for module in chosen:
+        module.__class__ = UnfoldedConv2d
+    return copied
 
 
 def require_pure(network: nn.Module) -> None:

@@ -1,11 +1,11 @@
 """What the gradient through a whole training costs: `Unroll` against autograd through one graph of it.
 
 Run `python tests/benchmarks/dd_unroll.py`; it prints a table and one JSON line, and exits with 1 if a target is missed.
-A LeNet takes 10 steps x 3 epochs on 10 images each, and 1,024 images judge it. All run in turns on one thread;
-processor time is kept, so that other programs on the machine disturb little, and the least of each. Ours is compiled
-where a compiler is at hand, which autograd through a graph of gradients cannot be. Peak memory is how far a process of
-its own grows, uncompiled, beyond what a single step needs to be loaded; 64 images judge there, so that the training is
-seen and not the batch after it.
+A LeNet takes 10 steps x 3 epochs on 10 images each, and 1,024 images judge it; four networks share these out, 256 each.
+All run in turns on one thread; processor time is kept, so that other programs on the machine disturb little, and the
+least of each. Ours is compiled where a compiler is at hand, which autograd through a graph of gradients cannot be. Peak
+memory is how far a process of its own grows, uncompiled, beyond what a single step needs to be loaded; 64 images judge
+there, so that the training is seen and not the batch after it.
 """
 
 from __future__ import annotations
