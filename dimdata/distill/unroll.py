@@ -238,15 +238,17 @@ class UnfoldedConv2d(nn.Conv2d):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images `[B, C, H, W]` as the convolution does."""
+        if isinstance(self.padding, str):
+            return super().forward(images)
         patches = F.unfold(images, self.kernel_size, self.dilation, self.padding, self.stride)  # type: ignore[arg-type]
         out = self.weight.flatten(1) @ patches
         if self.bias is not None:
             out = out + self.bias[:, None]
         sides = zip(images.shape[2:], self.kernel_size, self.dilation, self.padding, self.stride, strict=True)
-        size = [
-            (side + 2 * int(more) - apart * (kernel - 1) - 1) // step + 1 for side, kernel, apart, more, step in sides
-        ]
-        return out.unflatten(2, size)
+        rows, columns = (
+            (side + 2 * pad - gap * (kernel - 1) - 1) // step + 1 for side, kernel, gap, pad, step in sides
+        )
+        return out.view(len(images), -1, rows, columns)
 
 
 def unfolded(network: nn.Module, images: Tensor, small: int = 0) -> nn.Module:
