@@ -240,7 +240,7 @@ class UnfoldedConv2d(nn.Conv2d):
         """Map images `[B, C, H, W]` as the convolution does."""
         if isinstance(self.padding, str):
             return super().forward(images)
-        patches = F.unfold(images, self.kernel_size, self.dilation, self.padding, self.stride)  # type: ignore[arg-type]
+        patches = F.unfold(images, self.kernel_size, self.dilation, self.padding, self.stride)
         out = self.weight.flatten(1) @ patches
         if self.bias is not None:
             out = out + self.bias[:, None]
