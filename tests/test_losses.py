@@ -97,6 +97,60 @@ def test_unbiased_features_see_a_shift_and_single_images_do_not_count():
     assert MATCHING["feature-unbiased"](*single).item() == 0
 
 
+def test_kernel_distance_is_the_mean_over_pairs_of_different_positions_of_a_class():
+    real, fake = view(0), view(1)
+    apart = torch.cdist(real.features, real.features).square()
+    scale = apart.sum() / (12 * 11)
+
+    def like(a: torch.Tensor, b: torch.Tensor) -> float:
+        distance = (a - b).square().sum()
+        return sum(torch.exp(-distance / (scale * width)).item() for width in (0.5, 1.0, 2.0)) / 3
+
+    expected = 0.0
+    for label in range(3):
+        rows = [row for row in range(12) if row % 3 == label]
+        terms = [
+            like(real.features[i], real.features[j])
+            + like(fake.features[i], fake.features[j])
+            - like(real.features[i], fake.features[j])
+            - like(fake.features[i], real.features[j])
+            for i in rows
+            for j in rows
+            if i != j
+        ]
+        expected += sum(terms) / len(terms) / 3
+    assert MATCHING["kernel"](real, fake).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_kernel_distance_sees_too_little_variety_where_means_do_not():
+    random = torch.Generator().manual_seed(0)
+    labels, logits = torch.arange(12) % 3, torch.zeros(12, 3)
+    values = {1.0: [], 0.5: []}
+    pulls = []
+    for _ in range(400):
+        real = View(logits, torch.randn(12, 5, generator=random), labels)
+        noise = torch.randn(12, 5, generator=random)
+        for spread in values:
+            scale = torch.tensor(spread, requires_grad=True)
+            loss = MATCHING["kernel"](real, View(logits, noise * scale, labels))
+            values[spread].append(loss.item())
+        pulls.append(torch.autograd.grad(loss, scale)[0].item())
+
+    def mean_and_error(found: list[float]) -> tuple[float, float]:
+        return sum(found) / len(found), torch.tensor(found).std().item() / len(found) ** 0.5
+
+    same, narrow, pull = mean_and_error(values[1.0]), mean_and_error(values[0.5]), mean_and_error(pulls)
+    assert abs(same[0]) < 4 * same[1]
+    assert narrow[0] > 4 * narrow[1]
+    assert pull[0] < -4 * pull[1]  # a larger spread lowers the loss
+
+
+def test_kernel_distance_leaves_single_images_out():
+    real, fake = view(0), view(1)
+    single = [View(seen.logits[:3], seen.features[:3], seen.labels[:3]) for seen in (real, fake)]
+    assert MATCHING["kernel"](*single).item() == 0
+
+
 def test_gradient_matching_uses_the_true_gradient_of_the_last_layer():
     def gradient(seen: View) -> torch.Tensor:
         weight = torch.zeros(3, 5, requires_grad=True)

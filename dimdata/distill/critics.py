@@ -53,9 +53,18 @@ class ProjectionCritic(Critic):
         self.down2 = nn.Conv2d(width, 2 * width, 4, 2, 1)
         self.same = nn.Conv2d(2 * width, 2 * width, 3, 1, 1)
         self.down3 = nn.Conv2d(2 * width, 4 * width, 4, 2, 1)
-        self.score = nn.Linear(4 * width, 1)
-        self.project = nn.Linear(4 * width, num_classes)
-        self.classify = nn.Linear(4 * width, num_classes)
+        seen = self.seen(4 * width, image_shape[1] // 8, image_shape[2] // 8)
+        self.score = nn.Linear(seen, 1)
+        self.project = nn.Linear(seen, num_classes)
+        self.classify = nn.Linear(seen, num_classes)
+
+    def seen(self, channels: int, height: int, width: int) -> int:
+        """Return how many values of the last map, which has these sizes, the heads see."""
+        return channels
+
+    def pool(self, x: Tensor) -> Tensor:
+        """Return what the heads see `[B, seen]` of the last map `[B, channels, height, width]`."""
+        return x.mean((2, 3))
 
     def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return scores and class logits; see `Critic.forward`."""
@@ -63,10 +72,25 @@ class ProjectionCritic(Critic):
         x = F.leaky_relu(self.down1(x), 0.2)
         x = F.leaky_relu(self.down2(x), 0.2)
         x = x + F.leaky_relu(self.same(x), 0.2)
-        x = F.leaky_relu(self.down3(x), 0.2)
-        x = x.float().mean((2, 3))
+        x = self.pool(F.leaky_relu(self.down3(x), 0.2).float())
         score = self.score(x).squeeze(1) + self.project(x).gather(1, labels[:, None]).squeeze(1)
         return score.float(), self.classify(x).float()
+
+
+@CRITICS.register("spatial")
+class SpatialCritic(ProjectionCritic):
+    """As `projection`, but the heads see *where* in the image a feature is: the last map is flattened, not averaged.
+
+    It costs nothing beside the convolutions, and what it asks of the generator is the arrangement of an image's parts.
+    """
+
+    def seen(self, channels: int, height: int, width: int) -> int:
+        """Return all values of the last map."""
+        return channels * height * width
+
+    def pool(self, x: Tensor) -> Tensor:
+        """Return the map, flattened."""
+        return x.flatten(1)
 
 
 @CRITICS.register("acgan")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -88,6 +89,30 @@ def feature_unbiased(real: View, fake: View) -> Tensor:
     products = (members.T @ difference).square().sum(1) - members.T @ difference.square().sum(1)
     distance = (products / pairs.clamp_min(1)).sum() / (pairs > 0).sum().clamp_min(1)
     return distance / (real.features.var(0).sum() + 1e-6)
+
+
+@MATCHING.register("kernel")
+def kernel(real: View, fake: View) -> Tensor:
+    """Squared maximum mean discrepancy of the features of each class, without the bias of a batch.
+
+    Where `feature-unbiased` compares the mean of a class alone, this compares all moments, hence also how varied the
+    class is and where it overlaps with others (dataset distillation by MMD: Zhang et al., AAAI 2024). Gaussian kernels
+    of a half, one and two times the mean squared distance of real features are averaged; pairs of a position with
+    itself are left out (the U-statistic of Gretton et al., JMLR 2012), so the value can be negative in a batch.
+    Classes with one image in the batch do not count.
+    """
+    count = len(real.labels)
+    values = torch.cat([real.features, fake.features])
+    norms = values.square().sum(1)
+    distance = (norms[:, None] + norms[None] - 2 * values @ values.T).clamp_min(0)
+    scale = distance[:count, :count].detach().sum() / (count * (count - 1)) + 1e-12
+    like = torch.stack([torch.exp(-distance / (scale * width)) for width in (0.5, 1.0, 2.0)]).mean(0)
+    real_real, real_fake, fake_fake = like[:count, :count], like[:count, count:], like[count:, count:]
+    pairs = (real.labels[:, None] == real.labels[None]).to(values.dtype).fill_diagonal_(0)
+    members = pairs.sum(1)
+    weights = pairs / (members * (members + 1)).clamp_min(1)[:, None]  # each class counts the same
+    total = (weights * (real_real + fake_fake - real_fake - real_fake.T)).sum()
+    return total / weights.sum().clamp_min(1e-12)
 
 
 @MATCHING.register("gradient")
