@@ -16,8 +16,10 @@ from dimdata.errors import ArgumentError, DimdataError, FormatError
 from dimdata.files import CARD, CONFIG, FILES, HOLDOUT, MODEL, PREVIEW, max_bytes, world_error, write_folder
 from dimdata.generators.base import GENERATORS, Generator, shapes_only
 from dimdata.names import bundled, generator_folder, locate, resolve
+from dimdata.recipe import WHITENING
 from dimdata.spec import FORMAT_MAJOR, FORMAT_MINOR, Spec, canonical_json, jsonable
 from dimdata.tensorfile import DTYPES, Entry, TensorFile, finite
+from dimdata.whitening import Whitening
 
 METADATA = "dimdata"
 
@@ -92,6 +94,7 @@ def _read(folder: Path) -> Generator:
         part, _, rest = name.partition(".")
         split[part][rest] = tensor
     generator.recipe_tensors = split["recipe"]
+    Whitening.of(generator.recipe, generator.recipe_tensors)  # refuses values that whiten nothing
     return generator.restore(split["generator"])
 
 
@@ -110,7 +113,11 @@ def _empty(config: ArtifactConfig) -> Generator:
 def _compare(generator: Generator, entries: Mapping[str, Entry]) -> None:
     """Compare names, types and shapes of stored tensors with those that the config implies."""
     implied = {f"generator.{name}": (t.dtype, tuple(t.shape)) for name, t in generator.stored().items()}
-    names = {*implied, *(f"recipe.{name}" for name in generator.recipe.tensors)}
+    recipe = generator.recipe
+    names = {*implied, *(f"recipe.{name}" for name in recipe.tensors)}
+    if recipe.whitening is not None:
+        shapes = recipe.whitening.shapes(generator.spec.image_shape)
+        implied |= {f"recipe.{WHITENING}{name}": expected for name, expected in shapes.items()}
     if names != set(entries):
         name = min(names ^ set(entries))
         raise FormatError(f"{MODEL} {'lacks the' if name in names else 'has a surplus'} tensor {name!r:.120}.")
@@ -121,7 +128,7 @@ def _compare(generator: Generator, entries: Mapping[str, Entry]) -> None:
                 f"The tensor {name!r:.120} is {entry.dtype} {list(entry.shape)}; "
                 f"{CONFIG} implies {dtype} {list(shape)}."
             )
-    for leg in generator.recipe.legs:
+    for leg in recipe.legs:
         if leg.step_sizes is not None:
             entry = entries[f"recipe.{leg.step_sizes}"]
             fits = entry.dtype == torch.float32 and len(entry.shape) == 1 and leg.steps in (None, entry.shape[0])
@@ -175,6 +182,7 @@ def save(
         raise ArgumentError(
             f"The recipe's tensor {min(given ^ named)!r} is {'not named' if given - named else 'missing'}."
         )
+    Whitening.of(generator.recipe, generator.recipe_tensors)
     tensors = {f"generator.{name}": tensor for name, tensor in generator.stored().items()}
     tensors |= {f"recipe.{name}": tensor for name, tensor in generator.recipe_tensors.items()}
     tensors = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}

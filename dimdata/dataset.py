@@ -79,7 +79,7 @@ class GeneratedDataset(Dataset[tuple[Any, Any]]):
         transform: Applied to each image, as torchvision's datasets do.
         target_transform: Applied to each target.
         batch_transform: Applied to a whole batch of tensors `[B, C, H, W]`, in the output form, before `transform`.
-        output: `tensor` (float32 in the value range), `normalized` (by `mean` and `std`), `uint8`, or `pil`.
+        output: `tensor` (float32 in the value range), `normalized` (by `normalize`), `uint8`, or `pil`.
         device: Where images are drawn and handed out.
         revision: Branch, tag or commit on the Hub.
         token: Hub token.
@@ -96,7 +96,7 @@ class GeneratedDataset(Dataset[tuple[Any, Any]]):
         image_shape: (channels, height, width).
         mean: Mean of each channel of the real images in [0, 1].
         std: Standard deviation, likewise.
-        normalize: A transform by these; use it on real test images too.
+        normalize: A transform by these, or a whitening where the recipe asks for one; use it on real test images too.
         ipc: As given.
         seed: As given.
         draw: As given.
@@ -156,7 +156,8 @@ class GeneratedDataset(Dataset[tuple[Any, Any]]):
         stage = None if stage is None else _whole("stage", stage)
         self.generator = _place(source.view(stage=stage, draw=draw), self.device)
         spec = self.generator.spec
-        self._convert = converter(output, spec)
+        self.normalize = Normalize.of(self.generator)
+        self._convert = converter(output, spec, self.normalize)
         self._length = _length(self.generator, ipc)
         self._clock = EpochClock(self._length)
         self.ipc = None if ipc is None else operator.index(ipc)
@@ -167,7 +168,6 @@ class GeneratedDataset(Dataset[tuple[Any, Any]]):
         self.num_classes = spec.num_classes
         self.image_shape = spec.image_shape
         self.mean, self.std = spec.mean, spec.std
-        self.normalize = Normalize(spec.mean, spec.std)
         self._ordered = any(leg.step_sizes is not None for leg in self.recipe.legs)
         self._warn()
 

@@ -7,7 +7,7 @@ import logging
 import platform
 import shutil
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -62,6 +62,8 @@ class Engine:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context in which networks run."""
+        if not torch.amp.is_autocast_available(self.device.type):
+            return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
 
     def compile(self, function: F) -> F:
@@ -69,6 +71,11 @@ class Engine:
         if not self.compiled:
             return function
         return _Fallback(torch.compile(function, dynamic=False), function)  # type: ignore[return-value]
+
+    @property
+    def fused(self) -> bool:
+        """Whether optimisers have one kernel here for a whole step."""
+        return self.device.type in ("cpu", "cuda", "mps", "xpu")
 
     def place(self, module: nn.Module) -> nn.Module:
         """Move a module to the device, in the memory order that convolutions run fastest in."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -21,12 +23,14 @@ from dimdata.scores import Results, Row, Score, aggregate, digest
 from dimdata.students import Factory, find_student
 from dimdata.students.own import identity, student_name
 from dimdata.students.train import accuracy, train
+from dimdata.whitening import Whitening
 
 
 def evaluate(
     source: str | Path | Generator,
     *,
     ipc: int | Sequence[int] | None = None,
+    stage: int | None = None,
     students: str | Factory | Sequence[str | Factory] | None = None,
     draws: str | Sequence[str] = ("fresh",),
     seeds: Seeds | Mapping[int, Seeds] = SEEDS,
@@ -47,6 +51,8 @@ def evaluate(
     Args:
         source: A generator, or its name, folder or Hub repo.
         ipc: Images per class, one or more; 1, 10 and 50 unless given, or all there are where they are stored.
+        stage: Evaluate this prefix of the stages, as a generator by itself, which takes as many steps as the recipe's
+            legs up to there.
         students: Names of students, or factories of one's own; rows call these `package.module:factory`. The student
             that the recipe was made for unless given, or convnet3.
         draws: `fresh`, `fixed`, or both. Stored images are the same at every epoch, so their draw is always fixed.
@@ -73,7 +79,10 @@ def evaluate(
         NotFoundError: If a generator, student, protocol or dataset is unknown.
         DataError: If the real data does not fit the generator, or there are no test images.
     """
-    generator = source if isinstance(source, Generator) else artifact.load(source)
+    whole = source if isinstance(source, Generator) else artifact.load(source)
+    generator = whole.view(stage=stage)
+    if stage is not None and recipe is not None:
+        recipe = recipe.upto(stage)
     real = load_real(real) if isinstance(real, str) else real
     students = (recipe or generator.recipe).student if students is None else students
     chosen = _students((students,) if isinstance(students, str) or callable(students) else students)
@@ -89,7 +98,8 @@ def evaluate(
         protocol=rule,
         baselines=() if real is None else baselines,
     )
-    run = _Run(generator, real, source, chosen, protocol, engine or Engine.of())
+    prefix = f" (stage{'s 1-' if stage > 1 else ' '}{stage})" if stage is not None and stage < whole.stages else ""
+    run = _Run(generator, real, source, chosen, protocol, engine or Engine.of(), prefix)
     results = Results(output)
     rows = {}
     for cell in cells:
@@ -122,8 +132,10 @@ class _Run:
         students: Mapping[str, str | Factory],
         protocol: str,
         engine: Engine,
+        prefix: str,
     ) -> None:
         self.generator = generator
+        self.name = (generator.name or generator.spec.method) + prefix
         self.students = students
         shape, classes = generator.spec.image_shape, generator.spec.num_classes
         self.identities = {name: identity(student, shape, classes) for name, student in students.items()}
@@ -142,6 +154,8 @@ class _Run:
         if row is None:
             row = self._same_as_distinct(cell, key, results) or self.compute(cell, key)
             results.add(row)
+        if row.stages and not row.stage_steps:  # of a file that was written before rows said so
+            row = dataclasses.replace(row, **self._on_the_way(cell))
         return row
 
     def source(self, cell: Cell) -> str:
@@ -174,10 +188,12 @@ class _Run:
         """Train and score the student of a cell."""
         generator, ipc, recipe = self._material(cell)
         spec = generator.spec
+        whitening = Whitening.of(recipe, generator.recipe_tensors)
         stages: list[float] = []
 
         def right(network: nn.Module) -> float:
-            share = accuracy(network, self.test.images, self.test.labels, spec.mean, spec.std, self.engine)
+            test = (self.test.images, self.test.labels, spec.mean, spec.std)
+            share = accuracy(network, *test, self.engine, whitening=whitening)
             return round(100 * share, 2)
 
         def on_leg(number: int, network: nn.Module) -> None:
@@ -198,7 +214,7 @@ class _Run:
         return Row(
             key=key,
             what=cell.what,
-            name=(generator.name or spec.method) if cell.what == "generator" else spec.dataset,
+            name=self.name if cell.what == "generator" else spec.dataset,
             source=self.source(cell),
             dataset=spec.dataset if self.real is None else self.real.name,
             test=self.test_text,
@@ -220,8 +236,18 @@ class _Run:
             levers=generator.levers,
             candidates=generator.candidates,
             stages=tuple(stages),
+            **(self._on_the_way(cell) if stages else {}),
             engine=self.engine.describe(),
         )
+
+    def _on_the_way(self, cell: Cell) -> dict[str, Any]:
+        """Return the steps up to each stage, and the bytes of the stages so far."""
+        steps = list(itertools.accumulate(leg.steps or 0 for leg in in_steps(cell).legs))
+        ends = [(at, leg.stage) for at, leg in zip(steps, cell.recipe.legs, strict=True) if leg.stage is not None]
+        return {
+            "stage_steps": tuple(at for at, _ in ends),
+            "stage_bytes": tuple(self.generator.view(stage=stage).nbytes for _, stage in ends),
+        }
 
     def _material(self, cell: Cell) -> tuple[Generator, int | None, Recipe]:
         """Return what the student of a cell is trained on, its images per class (none = all), and the recipe."""

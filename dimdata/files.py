@@ -44,6 +44,19 @@ def world_error(error: OSError, what: str) -> WorldError:
     return WorldError(f"{what} failed: {error.strerror or error}.", "Check the disk's space and the permissions.")
 
 
+def free_bytes(folder: Path) -> int:
+    """Return the free space where a folder is or is to be made.
+
+    Raises:
+        WorldError: If the disk does not tell.
+    """
+    place = next(parent for parent in (folder, *folder.absolute().parents) if parent.is_dir())
+    try:
+        return shutil.disk_usage(place).free
+    except OSError as error:
+        raise world_error(error, f"Asking for the free space of {place}") from error
+
+
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file so that a killed process leaves the old or the new content.
 

@@ -80,7 +80,8 @@ class Teacher(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits float32 `[B, K]` of images `[B, C, H, W]` in [0, 1]."""
-        images = (images - self.mean) / self.std
+        whitening = self.info.whitening
+        images = (images - self.mean) / self.std if whitening is None else whitening(images)
         logits: Tensor = self.network(images.contiguous(memory_format=torch.channels_last))
         return logits.float()
 

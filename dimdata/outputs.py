@@ -11,28 +11,39 @@ import torch
 from torch import Tensor
 
 from dimdata.errors import ArgumentError, nearest
+from dimdata.generators.base import Generator
 from dimdata.spec import Spec
+from dimdata.whitening import Whitening
 
 Output = Literal["tensor", "normalized", "uint8", "pil"]
 
 
 @dataclass(frozen=True)
 class Normalize:
-    """A transform of images in [0, 1] to zero mean and unit deviation for each channel; it can be pickled.
+    """A transform of images in [0, 1] to what students see; it can be pickled.
 
     Args:
         mean: Mean of each channel.
         std: Standard deviation of each channel.
+        whitening: What whitens images, instead of mean and deviation.
     """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    whitening: Whitening | None = None
+
+    @classmethod
+    def of(cls, generator: Generator) -> Normalize:
+        """Return the transform that a generator's own recipe asks for."""
+        spec = generator.spec
+        return cls(spec.mean, spec.std, Whitening.of(generator.recipe, generator.recipe_tensors))
 
     def __call__(self, images: Tensor) -> Tensor:
         """Normalise floating images `[C, H, W]` or `[B, C, H, W]`; the result is a new tensor.
 
         Raises:
-            ArgumentError: If the images are not floating, or have another number of channels.
+            ArgumentError: If the images are not floating, or have another number of channels; or are of another size
+                than what whitens them.
         """
         if not isinstance(images, Tensor) or not images.is_floating_point():
             what = images.dtype if isinstance(images, Tensor) else type(images).__name__
@@ -45,6 +56,13 @@ class Normalize:
                 f"normalize was given shape {list(images.shape)}; it works on [C, H, W] and [B, C, H, W] "
                 f"with C = {len(self.mean)}."
             )
+        if self.whitening is not None:
+            if images.shape[-3:] != self.whitening.mean.shape:
+                raise ArgumentError(
+                    f"normalize was given images of shape {list(images.shape[-3:])}; it whitens images of shape "
+                    f"{list(self.whitening.mean.shape)}."
+                )
+            return self.whitening(images).to(images.dtype)
         mean = _column(self.mean, images.dtype, images.device)
         return (images - mean).div_(_column(self.std, images.dtype, images.device))
 
@@ -68,10 +86,15 @@ def to_pil(image: Tensor) -> Any:
     return Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array)
 
 
-def converter(output: str, spec: Spec) -> Callable[[Tensor], Tensor] | None:
+def converter(output: str, spec: Spec, normalize: Normalize) -> Callable[[Tensor], Tensor] | None:
     """Return what turns float images `[B, C, H, W]` of a generator into an output form; none where nothing is to do.
 
     PIL images are made from uint8 ones, image by image, by `to_pil`.
+
+    Args:
+        output: The form.
+        spec: What the generator is.
+        normalize: Its transform, for `normalized`.
 
     Raises:
         ArgumentError: If there is no such form, or the images do not fit it.
@@ -84,4 +107,4 @@ def converter(output: str, spec: Spec) -> Callable[[Tensor], Tensor] | None:
         )
     if output == "tensor":
         return None
-    return Normalize(spec.mean, spec.std) if output == "normalized" else to_uint8
+    return normalize if output == "normalized" else to_uint8

@@ -1,4 +1,4 @@
-"""Scores as pictures: accuracy against images per class, and against the student. Needs matplotlib."""
+"""Scores as pictures: accuracy against images per class, student, and stage by stage. Needs matplotlib."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from dimdata.errors import ArgumentError, DimdataError
 from dimdata.files import write_atomic
 from dimdata.report import WHAT, size
 from dimdata.scores import Score
+from dimdata.stages import Walk
 
 PANELS = 3  # side by side
+TOLD_STAGES = 8  # of a walk, at most: more texts would cover one another
 LEAST_SPAN = 4.0  # points of accuracy that a panel shows at least, so that noise does not look like a difference
 
 _BAND, _LINE = "spread", "ConvNet-3 on the generator"
@@ -110,6 +112,46 @@ def cross_plot(scores: Sequence[Score], path: str | Path) -> Path:
     return Path(path)
 
 
+def stage_plot(found: Sequence[Walk], path: str | Path) -> Path:
+    """Draw accuracy after each stage against student steps into a file: a line for each walk, a dot for each seed.
+
+    Args:
+        found: As `dimdata.stages.walks` returns them.
+        path: Its ending says the format: `.png`, `.svg`, `.pdf`.
+
+    Raises:
+        ArgumentError: If there are no stages to plot, or the ending is unknown.
+        DimdataError: If matplotlib is not installed.
+        WorldError: If the file cannot be written.
+    """
+    require_plots(path)
+    if not found:
+        raise ArgumentError("There is no score after each stage to plot.", "Evaluate a generator with stages.")
+    with _figure(Path(path), 6.4, 4.2) as figure:
+        axes = figure.subplots()
+        parts = [(walk.name, walk.student, walk.budget, f"{walk.draw} draw", walk.levers or "plain") for walk in found]
+        varying = [len(set(each)) > 1 for each in zip(*parts, strict=True)]
+        for number, (walk, words) in enumerate(zip(found, parts, strict=True)):
+            told = [word for word, varies in zip(words, varying, strict=True) if varies]
+            _draw_walk(axes, walk, f"C{number}", _text(", ".join(told)))
+        if len(found) > 1:
+            axes.legend(frameon=False, fontsize="small")
+        elif len(found[0].steps) <= TOLD_STAGES:
+            _tell_stages(axes, found[0])
+            axes.margins(0.16, 0.18)
+        title = [
+            _text(words) for words, varies in zip(parts[0], varying, strict=True) if not varies and words != "plain"
+        ]
+        axes.set_title(", ".join(title), loc="left", fontsize="medium")
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        axes.set_xlabel("student steps")
+        axes.set_ylabel(f"accuracy on {_text(found[0].test)}, %")
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    return Path(path)
+
+
 @contextmanager
 def _figure(path: Path, width: float, height: float) -> Iterator[Any]:
     """Give a figure of so many inches to draw on, and write it when all is drawn; equal drawings give equal files."""
@@ -147,6 +189,29 @@ def _draw_lines(axes: Any, lines: dict[tuple[str, ...], list[Score]]) -> None:
             points = {s.ipc: s.baselines[what] for s in group if what in s.baselines}
             if points:
                 axes.plot(*zip(*points.items(), strict=True), style, color=colour, alpha=0.7, label=prefix + WHAT[what])
+
+
+def _draw_walk(axes: Any, walk: Walk, colour: str, label: str) -> None:
+    """Draw the mean after each stage with its deviation, and every seed behind it."""
+    for steps, by_seed in zip(walk.steps, walk.accuracies, strict=True):
+        if len(by_seed) > 1:
+            axes.plot([steps] * len(by_seed), list(by_seed.values()), "o", color=colour, alpha=0.3, markersize=3.5)
+    error = [std or 0 for std in walk.stds]
+    axes.errorbar(walk.steps, walk.means, error, color=colour, marker="o", capsize=3, label=label)
+
+
+def _tell_stages(axes: Any, walk: Walk) -> None:
+    """Write what each point of a single walk is: its stage, its accuracy, and the bytes of the stages so far."""
+    for stage, (steps, mean, stored) in enumerate(zip(walk.steps, walk.means, walk.stored, strict=True), 1):
+        axes.annotate(
+            f"stage {stage}: {mean:.2f}\n{size(stored)}",
+            (steps, mean),
+            (6, -8),
+            textcoords="offset points",
+            va="top",
+            fontsize="x-small",
+            bbox={"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 0.4},
+        )
 
 
 def _span(panels: Sequence[Sequence[Column]]) -> float:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from dimdata.spec import Record, require
 
 MAX_LEGS = 1_000
 MAX_LENGTH = 10**9
+MAX_COMPONENTS = 65_536
+
+WHITENING = "whitening."  # what the names of its tensors begin with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +120,51 @@ class Start(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class WhiteningSpec(Record):
+    """ZCA whitening, in which students see images; see `dimdata.whitening`.
+
+    Attributes:
+        eps: What is added to each variance, in squares of pixel values in [0, 1].
+        components: Principal components that are stored, K.
+    """
+
+    eps: float
+    components: int
+
+    @classmethod
+    def label(cls) -> str:
+        """The name of this record in messages."""
+        return "whitening"
+
+    def check(self) -> None:
+        """Refuse values out of range; see `Record.check`."""
+        require(1e-6 <= self.eps <= 1e6, f"whitening.eps is {self.eps:g}; 1e-6 to 1e6 is read.")
+        fits = 1 <= self.components <= MAX_COMPONENTS
+        require(fits, f"whitening.components is {self.components}; 1 to {MAX_COMPONENTS:,} are read.")
+
+    def shapes(self, image_shape: tuple[int, ...]) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """Return type and shape of each tensor for images of a shape.
+
+        Raises:
+            FormatError: If there are more components than values of an image.
+        """
+        values = math.prod(image_shape)
+        require(
+            self.components <= values,
+            f"whitening.components is {self.components}; images of {values} values have no more.",
+        )
+        return {
+            "mean": (torch.float32, image_shape),
+            "components": (torch.float16, (self.components, *image_shape)),
+            "variances": (torch.float32, (self.components,)),
+        }
+
+    def nbytes(self, image_shape: tuple[int, ...]) -> int:
+        """Return the bytes of the tensors for images of a shape."""
+        return sum(dtype.itemsize * math.prod(shape) for dtype, shape in self.shapes(image_shape).values())
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe(Record):
     """The legs a student walks, and where it starts.
 
@@ -122,11 +172,21 @@ class Recipe(Record):
         legs: In order; weights carry on from leg to leg.
         start: The network source of the students.
         tensors: What the recipe needs in numbers, by name; stored as `recipe.NAME` in `model.safetensors`.
+        whitening: How students see images, instead of by mean and deviation: whitened, by the tensors `whitening.mean`,
+            `whitening.components` and `whitening.variances`.
     """
 
     legs: tuple[Leg, ...] = field(metadata={"most": MAX_LEGS})
     start: Start = field(default_factory=Start)
     tensors: tuple[str, ...] = ()
+    whitening: WhiteningSpec | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `from_json` reads; recipes without whitening say nothing of it, as they did before it was."""
+        data = super().to_json()
+        if self.whitening is None:
+            del data["whitening"]
+        return data
 
     def check(self) -> None:
         """Refuse values out of range; see `Record.check`."""
@@ -134,6 +194,12 @@ class Recipe(Record):
         for leg in self.legs:
             known = leg.step_sizes is None or leg.step_sizes in self.tensors
             require(known, f"leg.step_sizes names {leg.step_sizes!r:.80}, which recipe.tensors does not list.")
+        listed = {name for name in self.tensors if name.startswith(WHITENING)}
+        wanted = {f"{WHITENING}{name}" for name in ("mean", "components", "variances")} if self.whitening else set()
+        require(
+            listed == wanted,
+            f"recipe.tensors and recipe.whitening contradict each other: {min(listed ^ wanted, default='')!r:.80}.",
+        )
 
     def upto(self, stage: int) -> Recipe:
         """Return the recipe for a prefix of the stages: without the legs of later ones."""
@@ -149,6 +215,8 @@ class Recipe(Record):
     def describe(self) -> str:
         """Return the recipe in one line."""
         legs = "; then ".join(leg.describe() for leg in self.legs)
+        if self.whitening is not None:
+            legs = f"on whitened images (ZCA, eps {self.whitening.eps:g}): {legs}"
         if self.start.law == "stored":
             return f"from stored weights of {self.start.student}: {legs}"
         return legs if self.start.law == "default" else f"from {self.start.law} weights: {legs}"

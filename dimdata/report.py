@@ -43,7 +43,7 @@ def size(count: int) -> str:
     >>> size(512), size(1_500_000)
     ('512 B', '1.50 MB')
     """
-    for limit, unit in ((1e6, "MB"), (1e3, "kB")):
+    for limit, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if count >= limit:
             return f"{count / limit:.2f} {unit}"
     return f"{count} B"

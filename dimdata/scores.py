@@ -54,6 +54,8 @@ class Row(Record):
         stored_bytes: Bytes of the stored tensors.
         seconds: Wall time of training.
         stages: Percent right after each leg of a recipe that walks the stages of a generator; empty for others.
+        stage_steps: Optimiser steps up to the end of each of these legs.
+        stage_bytes: Bytes of the stages that each of them trains on.
         levers: What was done to the draw, in words; empty for the plain draw.
         candidates: Images drawn for each one shown; the levers may choose among several.
         engine: Device, precision and versions.
@@ -83,6 +85,8 @@ class Row(Record):
     levers: str = ""
     candidates: int = 1
     stages: tuple[float, ...] = ()
+    stage_steps: tuple[int, ...] = ()
+    stage_bytes: tuple[int, ...] = ()
     engine: Mapping[str, Any] = field(default_factory=dict)
 
     def check(self) -> None:
@@ -95,6 +99,11 @@ class Row(Record):
         if self.what in ("distinct", "all") or self.ipc is None:
             return False
         return self.draw == "fixed" or self.images_seen == CLAIM_EPOCHS * self.images
+
+    @property
+    def budget_text(self) -> str:
+        """The budget in a few words: an IPC claim only where it holds."""
+        return _budget_text(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +164,11 @@ class Score(Record):
     @property
     def budget_text(self) -> str:
         """The budget in a few words: an IPC claim only where it holds."""
-        return f"IPC {self.ipc}" if self.ipc_claim else f"{self.images_seen:,} images"
+        return _budget_text(self)
+
+
+def _budget_text(of: Row | Score) -> str:
+    return f"IPC {of.ipc}" if of.ipc_claim else f"{of.images_seen:,} images"
 
 
 def aggregate(rows: Iterable[Row]) -> list[Score]:

@@ -72,3 +72,11 @@ def test_errors_of_the_function_itself_are_not_swallowed():
 def test_keeping_freed_memory_is_harmless():
     keep_freed_memory()
     assert torch.randn(1000, 1000, generator=torch.Generator().manual_seed(0)).sum().isfinite()
+
+
+def test_only_devices_that_have_it_are_asked_for_autocast_and_fused_optimisers():
+    assert Engine.of("cpu").fused
+    without_arithmetic = Engine(torch.device("meta"))
+    assert not without_arithmetic.fused
+    with without_arithmetic.autocast():
+        assert torch.ones(2, 2, device="meta").matmul(torch.ones(2, 2, device="meta")).dtype == torch.float32

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from typing import Any
@@ -10,12 +11,20 @@ import pytest
 import torch
 from conftest import make_network, make_table, recipe
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from dimdata import load
+from dimdata.artifact import save
+from dimdata.distill.config import make_config
+from dimdata.distill.dim import DiM, DimConfig
+from dimdata.engine import Engine
 from dimdata.errors import ArgumentError, DimdataError, FormatError
 from dimdata.generators.base import GENERATORS, Generator, shapes_only
-from dimdata.generators.network import NetworkGenerator
+from dimdata.generators.cost import cost
+from dimdata.generators.network import NetworkGenerator, build
 from dimdata.generators.table import TableGenerator, table_generator
 from dimdata.latents import latents
+from dimdata.real import load_real
 from dimdata.spec import Spec
 
 CLASSES: dict[str, Any] = {"classes": ("a", "b", "c"), "mean": (0.5,), "std": (0.2,)}
@@ -203,3 +212,188 @@ def test_shapes_only_imports_no_compiler() -> None:
 
 def test_kinds_are_registered() -> None:
     assert {"network", "table"} <= set(GENERATORS)
+
+
+PYRAMIDS: dict[str, dict[str, Any]] = {
+    "as it is": {},
+    "nearest": {"upsampling": "nearest"},
+    "separable": {"convolution": "separable"},
+    "nearest and separable": {"upsampling": "nearest", "convolution": "separable"},
+    "norm": {"condition": "norm"},
+    "concat": {"condition": "concat"},
+    "one resolution": {"widths": [8], "refine": 0},
+    "four resolutions": {"widths": [16, 12, 8, 8], "refine": 2},
+    "no second convolution": {"refine": -1},
+}
+
+
+def pyramid(image_shape: tuple[int, int, int] = (1, 28, 28), **options: Any) -> Generator:
+    """A pyramid with initial weights, and running statistics that are not those of the start."""
+    spec = make_network(image_shape=image_shape).spec
+    spec = dataclasses.replace(spec, options={"name": "pyramid", "widths": [16, 12, 8], "stem": 8, **options})
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        generator = NetworkGenerator(spec, recipe())
+    for name, buffer in generator.named_buffers():
+        buffer.fill_(0.01 if name.endswith("mean") else 0.02)
+    return generator.requires_grad_(False).eval()
+
+
+def plain_subpixel(weights: dict[str, Tensor], latent: Tensor, label: Tensor, side: int) -> Tensor:
+    """The bundled networks, written out: a map of 7x7 or 8x8, doubled twice by sub-pixel convolutions."""
+    named = {name.removeprefix("network."): tensor for name, tensor in weights.items()}
+
+    def affine(x: Tensor, name: str) -> Tensor:
+        scale, shift = named[f"{name}.scale"][label], named[f"{name}.shift"][label]
+        return F.relu(torch.addcmul(shift[:, :, None, None], x, scale[:, :, None, None]))
+
+    def convolved(x: Tensor, name: str) -> Tensor:
+        return F.conv2d(x, named[f"{name}.weight"], named[f"{name}.bias"], padding=1)
+
+    x = F.linear(latent, named["project.weight"], named["project.bias"]) + named["label.weight"][label]
+    x = x.view(len(x), -1, side // 4, side // 4).contiguous(memory_format=torch.channels_last)
+    x = affine(convolved(affine(x, "stem_affine"), "body"), "body_affine")
+    x = affine(F.pixel_shuffle(convolved(x, "up.0"), 2), "up_affine.0")
+    x = x + affine(convolved(x, "refine"), "refine_affine")
+    x = affine(F.pixel_shuffle(convolved(x, "up.1"), 2), "up_affine.1")
+    return torch.sigmoid(convolved(x, "image"))
+
+
+@pytest.mark.parametrize("name", ["dim-mnist", "dim-fashion-mnist", "dim-cifar10"])
+def test_bundled_generators_draw_the_same_to_the_bit(name: str) -> None:
+    generator = load(name)
+    assert generator.spec.options.get("name") == "subpixel"
+    index = torch.arange(20)
+    latent = latents(0, 0, index, generator.spec.latent)
+    weights = {key: tensor.to(torch.float32) for key, tensor in generator.state_dict().items()}
+    expected = plain_subpixel(weights, latent, generator.labels(index), generator.spec.image_shape[1])
+    assert torch.equal(generator.draw(latent, index)[0], expected.contiguous())
+
+
+def test_subpixel_is_a_pyramid() -> None:
+    """With equal weights they draw the same, and equal random states give them equal weights."""
+    spec = make_network(image_shape=(3, 32, 32)).spec
+    options = [
+        {"name": "subpixel", "width": 24, "mid": 20, "stem": 8},
+        {"name": "pyramid", "widths": [24, 20, 16], "stem": 8},
+    ]
+    made = []
+    for each in options:
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            made.append(build(dataclasses.replace(spec, options=each)).eval())
+    first, second = (network.state_dict() for network in made)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    latent, label = latents(0, 0, torch.arange(5), spec.latent), torch.arange(5)
+    with torch.no_grad():
+        assert torch.equal(made[0](latent, label), made[1](latent, label))
+
+
+@pytest.mark.parametrize("name", PYRAMIDS)
+def test_pyramids_draw(name: str, tmp_path) -> None:
+    generator = pyramid(**PYRAMIDS[name])
+    index = torch.tensor([0, 7, 13, 9])
+    images, _ = draw(generator, index)
+    assert images.shape == (4, 1, 28, 28)
+    alone = torch.cat([draw(generator, index[i : i + 1])[0] for i in range(4)])
+    assert torch.allclose(alone, images, atol=1e-5), "an image does not depend on its batch"
+    latent = latents(0, 0, torch.zeros(2, dtype=torch.int64), generator.spec.latent)
+    both, _ = generator.draw(latent, torch.tensor([0, 1]))
+    assert not torch.allclose(both[0], both[1]), "the class changes the image"
+    save(generator, tmp_path / "generator")
+    assert torch.equal(draw(load(tmp_path / "generator"), index)[0], images)
+
+
+@pytest.mark.parametrize("image_shape", [(3, 32, 32), (1, 5, 9), (2, 1, 1), (3, 33, 70)])
+def test_pyramids_of_every_size(image_shape: tuple[int, int, int]) -> None:
+    for widths in ([8], [8, 8, 8, 8]):
+        images, _ = draw(pyramid(image_shape, widths=widths, refine=0), torch.arange(3))
+        assert images.shape == (3, *image_shape)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"widths": []},
+        {"widths": [8] * 11},
+        {"widths": [8, 0]},
+        {"widths": [8, 2000]},
+        {"stem": 0},
+        {"refine": 3},
+        {"refine": -2},
+        {"upsampling": "bilinear"},
+        {"convolution": "grouped"},
+        {"condition": "film"},
+    ],
+)
+def test_pyramids_refuse_what_they_cannot_be(options: dict[str, Any]) -> None:
+    with pytest.raises(FormatError):
+        pyramid(**options)
+
+
+@pytest.mark.parametrize("name", ["nearest and separable", "norm", "concat"])
+def test_pyramids_are_distilled_and_go_on_from_a_checkpoint(name: str) -> None:
+    network = {"name": "pyramid", "widths": [8, 8], "stem": 4, **PYRAMIDS[name]}
+    config = make_config(
+        DimConfig, {"network": network, "critic": 4, "batch_size": 16, "pool": ["convnet1-w8"], "latent": 4}
+    )
+
+    def made() -> DiM:
+        return DiM(config, load_real("digits"), Engine.of("cpu", "fp32", "off"), 0, 8)
+
+    method, other = made(), made()
+    steps = [phase.step for phase in method.phases() for _ in range(phase.steps)]
+    for number, step in enumerate(steps[:4]):
+        step(number)
+    other.load_state_dict({key: tensor.clone() for key, tensor in method.state_dict().items()})
+    for each in (method, other):
+        for step in range(2):
+            each.phases()[1].step(step)
+    index = torch.arange(20)
+    images, _ = draw(method.generator(), index)
+    assert torch.equal(images, draw(other.generator(), index)[0])
+    assert not torch.equal(images, draw(made().generator(), index)[0])
+
+
+def test_norm_learns_from_batches_and_draws_from_running_statistics() -> None:
+    generator = pyramid(condition="norm")
+    before = {name: buffer.clone() for name, buffer in generator.named_buffers()}
+    assert before
+    generator.train()
+    draw(generator, torch.arange(8))
+    assert all(not torch.equal(buffer, before[name]) for name, buffer in generator.named_buffers())
+
+
+def test_cost_counts_every_product() -> None:
+    cells = {4: 7 * 7, 2: 14 * 14, 1: 28 * 28}
+    linear = 8 * 8 * cells[4]  # latent, stem
+    shared = linear + 9 * 8 * 16 * cells[4] + 9 * 12 * 12 * cells[2] + 9 * 8 * 1 * cells[1]
+    doubled = 9 * 16 * 4 * 12 * cells[4] + 9 * 12 * 4 * 8 * cells[2]
+    spec = pyramid().spec
+    assert cost(spec).macs == shared + doubled
+    assert cost(spec).flop == 2 * (shared + doubled)
+    assert cost(pyramid(upsampling="nearest").spec).macs == shared + doubled, "where a product is taken is no saving"
+    assert cost(pyramid(refine=-1).spec).macs == shared + doubled - 9 * 12 * 12 * cells[2]
+    thin = (9 * 8 + 8 * 16) * cells[4] + (9 * 16 + 16 * 48) * cells[4] + (9 * 12 + 12 * 32) * cells[2]
+    thin += (9 * 12 + 12 * 12) * cells[2]
+    assert cost(pyramid(convolution="separable").spec).macs == linear + thin + 9 * 8 * cells[1]
+
+
+def test_cost_counts_every_byte_and_stage() -> None:
+    for storage in ("float16", "float32"):
+        generator = make_network(storage)
+        assert cost(generator.spec).nbytes == generator.nbytes
+    one = cost(make_network().spec)
+    options = {"stages": 3, "network": dict(make_network().spec.options)}
+    staged = cost(dataclasses.replace(make_network().spec, kind="staged", options=options))
+    assert (staged.macs, staged.nbytes) == (one.macs, 3 * one.nbytes)
+    table = make_table()
+    assert (cost(table.spec).macs, cost(table.spec).nbytes) == (0, table.nbytes)
+
+
+def test_bundled_generators_are_cheap() -> None:
+    for name in ("dim-mnist", "dim-fashion-mnist", "dim-cifar10"):
+        spent = cost(load(name).spec)
+        assert 1e6 < spent.flop <= 60e6
+        assert spent.nbytes <= 4e6

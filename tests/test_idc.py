@@ -165,3 +165,22 @@ def test_bad_settings_are_refused():
     odd = RealData.from_arrays(images, labels)
     with pytest.raises(ArgumentError, match="9x9"):
         IDC(make_config(IdcConfig, SETTINGS), odd, ENGINE, 0, 10)
+    with pytest.raises(ArgumentError, match="mlp has no convolutions"):
+        method(student="mlp", matched="convolutions")
+
+
+def test_the_gradients_of_convolutions_alone_can_be_matched():
+    convolutions, everything = method(matched="convolutions"), method()
+    assert [weight.ndim for weight in convolutions.matched] == [4]
+    assert len(everything.matched) == len(list(everything.network.parameters())) > 1
+    assert 0 < take(convolutions, 0, 1)[0] < take(everything, 0, 1)[0], "both begin alike; fewer terms are less"
+
+
+def test_the_network_can_be_trained_on_mixed_images():
+    plain, mixed = method(net_augment="none"), method(net_augment="cutmix:1")
+    take(plain, 0, 1)
+    take(mixed, 0, 1)
+    assert torch.equal(plain.table, mixed.table), "the first step of the images comes before the network's"
+    one, two = plain.network.state_dict(), mixed.network.state_dict()
+    assert not all(torch.equal(one[name], two[name]) for name in one)
+    assert all(tensor.isfinite().all() for tensor in two.values())

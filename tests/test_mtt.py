@@ -99,9 +99,7 @@ def test_experts_are_what_a_bare_loop_trains(cache):
     start, end = mtt.buffer.weights(0, 0, 2)
     real, network = mtt.real, InitLaw("convnet1-w8", (1, 8, 8), 10, seed=0).network(0)
     assert torch.equal(start, flatten(network))
-    other = Expert(
-        mtt.buffer.info, real.train, mtt.mean, mtt.std, InitLaw("convnet1-w8", (1, 8, 8), 10, seed=0), ENGINE
-    )
+    other = Expert(mtt.buffer.info, real.train, mtt.normalize, InitLaw("convnet1-w8", (1, 8, 8), 10, seed=0), ENGINE)
     other.epoch()
     other.epoch()
     assert other.done
@@ -236,3 +234,55 @@ def test_bad_settings_are_refused():
         method(steps=EPOCHS)
     with pytest.raises(ArgumentError, match="keeps statistics"):
         method(student="convnet1-w8-bn")
+
+
+# --- whitening and augmentation of experts ---------------------------------------------------------------------------
+
+
+def test_plain_buffers_are_called_as_they_always_were():
+    """What a buffer from before there was whitening says of itself names the same folder."""
+    facts = {"student", "images", "before", "epochs", "batch_size", "lr", "momentum", "seed", "parameters"}
+    assert set(info().to_json()) == facts
+    assert BufferInfo.from_json(info().to_json()) == info()
+    changed = [info(zca=0.1), info(augment="crop"), info(augment="crop", dialect="each")]
+    assert len({each.digest() for each in (info(), *changed)}) == 4
+    assert [BufferInfo.from_json(each.to_json()) for each in changed] == changed
+
+
+def test_whitened_and_augmented_experts_are_others(tmp_path, cache):
+    buffer = str(tmp_path / "mine")
+    take(method(buffer=buffer), 0, EPOCHS)
+    for settings, match in (({"zca": 0.1}, r"zca is None, not 0\.1"), ({"expert_augment": "crop"}, "augment is None")):
+        with pytest.raises(FormatError, match=match):
+            method(buffer=buffer, **settings)
+    ends = []
+    for settings in ({}, {"zca": 0.1}, {"expert_augment": "crop"}):
+        mtt = method(**settings)
+        take(mtt, 0, 2)
+        ends.append(mtt.buffer.weights(0, 0, 2))
+    starts = [start for start, _ in ends]
+    assert torch.equal(starts[0], starts[1])
+    assert torch.equal(starts[0], starts[2])
+    assert not any(torch.equal(ends[0][1], end) for _, end in ends[1:])
+
+
+@pytest.mark.parametrize("cut", [1, 6])
+def test_resumed_with_whitening_is_bit_identical(cut, cache):
+    settings = {"zca": 0.1, "expert_augment": "crop", "expert_momentum": 0.5}
+    whole = method(**settings)
+    losses = take(whole, 0, 8)
+    shutil.rmtree(cache)
+    first = method(**settings)
+    take(first, 0, cut)
+    state = {name: tensor.clone() for name, tensor in first.state_dict().items()}
+    second = method(**settings)
+    second.load_state_dict(state)
+    assert take(second, cut, 8) == losses[cut:]
+    assert torch.equal(second.table, whole.table)
+
+
+def test_the_recipe_has_the_learned_rate_and_the_whitening():
+    mtt = method(zca=0.1)
+    recipe = mtt.generator().recipe
+    assert recipe.legs[0].lr == pytest.approx(0.05)
+    assert recipe.whitening.eps == pytest.approx(0.1)

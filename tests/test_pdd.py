@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from dimdata import artifact
+from dimdata import artifact, latents
 from dimdata.dataset import GeneratedDataset
 from dimdata.distill.config import make_config
 from dimdata.distill.forgetting import forgetting_counts, hardest
@@ -44,6 +44,7 @@ DIM = {
     "recipe": {"legs": [{"epochs": 4, "batch_size": 20}]},
 }
 OVER_DIM = {"base": "dim", "stages": 2, "settings": DIM, "networks": 1, "age": 4}
+CODED = OVER_DIM | {"settings": DIM | {"network": {"name": "subpixel-coded", "width": 16, "mid": 16, "stem": 8}}}
 
 
 def method(settings=OVER_DM, steps=12, seed=0):
@@ -155,7 +156,7 @@ def test_networks_of_a_shelf_are_trained_staggered_and_copied():
     assert same(shelf.network(0).state_dict(), again.state_dict()), "what is handed out is a copy"
 
 
-@pytest.mark.parametrize("settings", [OVER_DM, OVER_DIM, OVER_DM | {"drop": 0.5, "drop_student": "convnet1-w8"}])
+@pytest.mark.parametrize("settings", [OVER_DM, OVER_DIM, CODED, OVER_DM | {"drop": 0.5, "drop_student": "convnet1-w8"}])
 def test_resumed_in_any_stage_is_bit_identical(settings):
     whole = method(settings, steps=12)
     take(whole, 0, 12)
@@ -170,12 +171,13 @@ def test_resumed_in_any_stage_is_bit_identical(settings):
         assert same(tensors(second.generator()), expected), cut
 
 
-def test_killed_in_a_later_stage_and_resumed_gives_equal_weights(tmp_path):
-    whole = distill("digits", out=tmp_path / "whole", method="pdd", settings=OVER_DM, steps=12, **PLAIN)
+@pytest.mark.parametrize("settings", [OVER_DM, CODED])
+def test_killed_in_a_later_stage_and_resumed_gives_equal_weights(settings, tmp_path):
+    whole = distill("digits", out=tmp_path / "whole", method="pdd", settings=settings, steps=12, **PLAIN)
     killed = tmp_path / "killed"
-    died = child(killed, OVER_DM, steps=12, die_at=10)
+    died = child(killed, settings, steps=12, die_at=10)
     assert died.returncode == -signal.SIGKILL, died.stderr
-    resumed = child(killed, OVER_DM, steps=12, resume=True)
+    resumed = child(killed, settings, steps=12, resume=True)
     assert resumed.returncode == 0, resumed.stderr
     assert int(resumed.stdout.split()[0]) >= 9, "the run began again instead of going on"
     left, right = ((folder / "model.safetensors").read_bytes() for folder in (killed / "generator", whole))
@@ -209,6 +211,50 @@ def test_a_later_stage_of_dim_goes_on_from_the_networks_of_the_one_before():
     pdd._advance()
     after = pdd.base.state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_stages_of_one_network_train_their_codes_and_leave_the_images_before_as_they_are():
+    recipe = {"legs": [{"epochs": 6, "batch_size": 20}]}
+    pdd = method(CODED | {"stages": 3, "settings": CODED["settings"] | {"recipe": recipe}}, steps=18)
+    index = torch.arange(40)
+    noise = latents.latents(0, 0, index, 8)
+    made = []
+    for first in (0, 6, 12):
+        take(pdd, first, first + 6)
+        made.append(pdd.generator())
+    whole = made[-1]
+    assert (whole.spec.kind, whole.stages, whole.images) == ("coded", 3, None)
+    assert [leg.epochs for leg in whole.recipe.legs] == [2, 2, 2]
+    for stage in (1, 2):
+        assert same(tensors(whole.view(stage=stage)), tensors(made[stage - 1]))
+        assert torch.equal(whole.view(stage=stage).draw(noise, index)[0], made[stage - 1].draw(noise, index)[0])
+    for name, code in whole.network.codes().items():
+        codes = code.unflatten(0, (3, -1))
+        assert not torch.equal(codes[0], codes[1]), name
+        assert not torch.equal(codes[1], codes[2]), name
+
+
+def test_a_later_stage_of_one_network_goes_on_from_the_average_and_optimises_its_code_alone():
+    pdd = method(CODED, steps=12)
+    take(pdd, 0, 6)
+    average = {name: tensor.clone() for name, tensor in pdd.base.average.module.state_dict().items()}
+    pdd._advance()
+    assert same(pdd.base.network.state_dict(), average)
+    take(pdd, 6, 12)
+    codes = pdd.base.network.codes()
+    assert {name for name, parameter in pdd.base.network.named_parameters() if parameter.requires_grad} == set(codes)
+    for network in (pdd.base.network, pdd.base.average.module):
+        assert all(torch.equal(t, average[name]) == (name not in codes) for name, t in network.state_dict().items())
+    assert len(pdd.base.game.optimizers["network"].state) == len(codes)
+
+
+def test_the_first_stage_may_get_more_of_the_steps():
+    counts = {}
+    for phase in method(OVER_DM | {"first_share": 0.6}, steps=20).phases():
+        counts[phase.name] = phase.steps
+    assert counts == {"stage 1: match": 12, "stage 2: match": 4, "stage 3: match": 4}
+    alone = [phase.steps for phase in method(OVER_DM | {"first_share": 0.6, "stages": 1}, steps=20).phases()]
+    assert alone == [20]
 
 
 def test_budgets_are_equal_and_add_up():
@@ -309,11 +355,13 @@ def test_stages_that_do_not_divide_the_images_are_refused():
 
 
 def test_settings_out_of_range_are_refused():
-    for change in ({"stages": 0}, {"networks": 0}, {"age": 0}, {"drop": 1.0}, {"drop_epochs": 1}):
+    for change in ({"stages": 0}, {"networks": 0}, {"age": 0}, {"drop": 1.0}, {"drop_epochs": 1}, {"first_share": 1.0}):
         with pytest.raises(FormatError):
             make_config(PddConfig, change)
     with pytest.raises(ArgumentError, match="2 steps are too few for 3 stages"):
         method(steps=2)
+    with pytest.raises(ArgumentError, match="6 steps are too few for 3 stages"):
+        method(OVER_DM | {"first_share": 0.99}, steps=6)
     with pytest.raises(FormatError, match="unknown field 'ipv'"):
         method(OVER_DM | {"settings": {"ipv": 3}})
     leg = {"epochs": 2, "batch_size": 10}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from dimdata.cli import options, output
 from dimdata.errors import INTERRUPTED, ArgumentError, RunError
 
 if TYPE_CHECKING:
+    from dimdata.distill.estimate import PhaseEstimate
     from dimdata.real import RealData
 
 
@@ -43,7 +45,13 @@ def run(
     stages: Annotated[int | None, typer.Option("--stages", help="The setting `stages`: how many.")] = None,
     seed: options.Seed = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and write nothing.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Take a few steps of each phase to tell time, memory and disk of the whole run; write nothing.",
+        ),
+    ] = False,
     minutes: Annotated[
         float | None,
         typer.Option("--minutes", help="As many steps as fit in this time, measured first."),
@@ -97,7 +105,7 @@ def run(
     real = load_real(data, root=root, test=test, size=size)
     folder = out or Path("runs") / f"{method}-{Path(data).stem.lower()}"
     if dry_run:
-        _plan(real, method, config, given, seed, steps, minutes, (device, precision, compile), json)
+        _plan(real, folder, method, config, given, seed, steps, minutes, (device, precision, compile), json)
         return
     words = context.find_root().obj or ["distill", data]
     try:
@@ -144,6 +152,7 @@ def _tell_all(hearers: Iterable[output.Report], event: Mapping[str, Any]) -> Non
 
 def _plan(
     real: RealData,
+    folder: Path,
     method: str,
     config: str | None,
     given: dict[str, Any],
@@ -153,56 +162,84 @@ def _plan(
     compute: tuple[str, str, str],
     json: bool,
 ) -> None:
-    """Print what a run would do."""
+    """Print what a run would do, and what it would take."""
     from dimdata.distill.config import make_config
+    from dimdata.distill.estimate import estimate
     from dimdata.distill.method import METHODS
+    from dimdata.distill.run import COMPILE_FROM_MINUTES
     from dimdata.engine import Engine
+    from dimdata.files import free_bytes
     from dimdata.report import size
 
     kind = METHODS[method]
     chosen = make_config(kind.Config, config, given)
-    engine = Engine.of(*compute)
+    device, precision, compile = compute
+    if compile == "auto" and minutes is not None and minutes < COMPILE_FROM_MINUTES:
+        compile = "off"  # as the run would have it
+    engine = Engine.of(device, precision, compile)
     total = steps or kind.budget(chosen, real)
     made = kind(chosen, real, engine, seed, total)
     generator = made.generator()
-    state = made.state_dict()
+    phases = made.phases()
+    found = estimate(made, minutes, on_phase=lambda name: output.note(f"Timing a few steps of the phase {name} ..."))
+    free = free_bytes(folder)
     plan: dict[str, Any] = {
         "data": {"name": real.name, "images": len(real.train), "classes": real.num_classes, "shape": real.image_shape},
         "method": method,
-        "steps": None if minutes is not None else total,
+        "steps": sum(phase.steps for phase in found.phases.values()),
         "minutes": minutes,
-        "phases": {
-            p.name: {"steps": None if minutes is not None else p.steps, "images": p.images} for p in made.phases()
-        },
+        "phases": {p.name: {"images": p.images, **dataclasses.asdict(found.phases[p.name])} for p in phases},
+        "seconds": found.seconds,
         "generator": {"parameters": sum(p.numel() for p in generator.parameters()), "bytes": generator.nbytes},
         "memory": {
-            "state_bytes": sum(t.numel() * t.element_size() for t in state.values()),
+            "peak_bytes": found.memory_bytes,
+            "of": found.memory_of,
             "images_bytes": real.train.images.numel(),
         },
-        "disk_bytes": made.disk(),
+        "disk": {
+            "folder": str(folder),
+            "folder_bytes": found.folder_bytes,
+            "checkpoint_bytes": found.checkpoint_bytes,
+            "outside_bytes": found.outside_bytes,
+            "free_bytes": free,
+        },
         "machine": engine.describe(),
         "config": chosen.to_json(),
     }
     if json:
         output.emit_json(plan)
         return
-    budget = f"as many steps as fit in {minutes:g} minutes" if minutes is not None else f"{total:,} steps"
-    each = "; ".join(
-        f"{p.name} {f'{p.steps:,} steps' if minutes is None else ''} of {p.images} real images".replace("  ", " ")
-        for p in made.phases()
-    )
+    steps_of = {name: f"{phase.steps:,}" for name, phase in found.phases.items()}
+    budget = f"as many steps as fit in {minutes:g} minutes: about" if minutes is not None else ""
+    real_images = {p.name: f" of {p.images:,} real images" if p.images else "" for p in phases}
+    each = ", ".join(f"{name} {steps_of[name]}{text}" for name, text in real_images.items())
     shape = "x".join(map(str, real.image_shape))
-    memory = plan["memory"]
+    peak = (
+        "not told by this system" if found.memory_bytes is None else f"{size(found.memory_bytes)} of {found.memory_of}"
+    )
+    outside = f", {size(found.outside_bytes)} outside it" if found.outside_bytes else ""
     output.facts(
         {
             "data": f"{real.name}: {len(real.train):,} images {shape} of {real.num_classes} classes",
             "method": method,
-            "budget": f"{budget} ({each})",
+            "budget": f"{budget} {plan['steps']:,} steps ({each})".strip(),
             "generator": f"{plan['generator']['parameters']:,} parameters, {size(generator.nbytes)} stored",
-            "memory": f"{size(memory['images_bytes'])} of real images, {size(memory['state_bytes'])} of "
-            "networks and optimisers, and the activations of a step",
-            **({"disk": f"{size(plan['disk_bytes'])} outside the run's folder"} if plan["disk_bytes"] else {}),
+            "time": f"about {output.duration(found.seconds)} on this machine ({_times(found.phases)})",
+            "memory": f"{peak} at most so far, {size(real.train.images.numel())} of that real images",
+            "disk": f"{size(found.folder_bytes)} in {folder}, a checkpoint having {size(found.checkpoint_bytes)}"
+            f"{outside}; {size(free)} free",
             "machine": ", ".join(f"{key} {value}" for key, value in plan["machine"].items()),
             "config": "\n".join(f"{key} = {value}" for key, value in plan["config"].items() if key != "recipe"),
         }
+    )
+    if free < found.folder_bytes + found.outside_bytes:
+        output.note("hint: The disk has too little room; choose another folder (--out), or make some.")
+
+
+def _times(phases: Mapping[str, PhaseEstimate]) -> str:
+    """Return what each phase takes in a few words."""
+    return "; ".join(
+        f"{name} {output.duration(phase.seconds)}, {phase.seconds_per_step:.3g} s a step"
+        + (f", {phase.ready:,} steps ready" if phase.ready else "")
+        for name, phase in phases.items()
     )

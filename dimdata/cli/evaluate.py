@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +18,9 @@ def run(
     name: options.Name,
     ipc: Annotated[
         str | None, typer.Option("--ipc", help="Images per class: 1,10,50. [default: 1,10,50, or all there are]")
+    ] = None,
+    stage: Annotated[
+        int | None, typer.Option("--stage", help="Evaluate the first stages alone: a smaller generator.")
     ] = None,
     student: Annotated[
         str | None,
@@ -36,6 +39,18 @@ def run(
         str, typer.Option("--protocol", help="dimdata (the generator's recipe) or dim-paper.")
     ] = "dimdata",
     epochs: Annotated[int | None, typer.Option("--epochs", help="Instead of the recipe's (1,000).")] = None,
+    by_stage: Annotated[
+        bool, typer.Option("--by-stage", help="Print the accuracy after each stage, for each seed and on average.")
+    ] = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option(
+            "--plot",
+            metavar="FILE",
+            help="Draw the accuracy over images per class, or with --by-stage over student steps, as .png, .svg or "
+            ".pdf (needs matplotlib).",
+        ),
+    ] = None,
     levers: options.Levers = "",
     teacher: options.Teacher = None,
     real: options.Real = None,
@@ -59,23 +74,50 @@ def run(
     A figure at IPC n under a fresh draw means 1,000 epochs of n new images per class. The `distinct` baseline saw as
     many distinct real images as often: the practical ceiling.
 
-    Example: dimdata evaluate dim-mnist --ipc 1,10,50 --draw fresh,fixed --seeds 3 -o scores.jsonl
+    \b
+    dimdata evaluate dim-mnist --ipc 1,10,50 --draw fresh,fixed --seeds 3 -o scores.jsonl
+    dimdata evaluate ./runs/pdd/generator --ipc 10 --by-stage --plot stages.png
     """
+    if plot is not None:
+        output.require_parent(plot)
+    if update_card and stage is not None:
+        raise ArgumentError(
+            "A card holds scores of the whole generator, not of its first stages.", "Leave out --stage."
+        )
     counts, students = None if ipc is None else images_per_class(ipc), words(student or "")
     from dimdata import load
     from dimdata.engine import Engine, keep_freed_memory
     from dimdata.evaluate import evaluate
     from dimdata.hub.readme import add_scores, require_refreshable
+    from dimdata.plots import plot as draw_scores
+    from dimdata.plots import require_plots, stage_plot
+    from dimdata.protocols import protocol as find_protocol
     from dimdata.report import notes, table
+    from dimdata.stages import require_stages, stage_grid, walks
     from dimdata.students.own import user_student
 
+    if plot is not None:
+        require_plots(plot)
     chosen = [user_student(word) for word in students]  # before a dataset is downloaded
     weights = require_refreshable(name) if update_card else ""
     keep_freed_memory()
     generator = options.levered(load(name), levers, teacher)
+    if by_stage:
+        require_stages(generator.view(stage=stage), find_protocol(protocol))
+    elif plot is not None and epochs is not None and generator.images is None:
+        raise ArgumentError(
+            "Under --epochs there are no figures at a number of images per class to plot.", "Leave out one of the two."
+        )
+    rows: list[Row] = []
+
+    def on_row(row: Row) -> None:
+        rows.append(row)
+        tell(row)
+
     scores = evaluate(
         generator,
         ipc=counts,
+        stage=stage,
         students=chosen or None,
         draws=words(draw),
         seeds=seeds,
@@ -85,14 +127,23 @@ def run(
         baselines=[] if baselines == "none" else words(baselines),
         engine=Engine.of(device, precision, compile),
         output=out,
-        on_row=tell,
+        on_row=on_row,
     )
+    found = walks(rows) if by_stage else []
     if json:
-        output.emit_json([score.to_json() | {"share": score.share} for score in scores])
+        listed: list[Any] = [score.to_json() | {"share": score.share} for score in scores]
+        output.emit_json({"scores": listed, "by_stage": [walk.to_json() for walk in found]} if by_stage else listed)
     else:
         output.show(table(scores), keep=3)
+        if by_stage:
+            output.line()
+            output.table(*stage_grid(found))
         for text in notes(scores):
             output.note(text)
+        if by_stage:
+            output.note("Stages 1-k: what a student reaches that was trained on the first k stages, leg by leg.")
+    if plot is not None:
+        output.note(f"plot: {stage_plot(found, plot) if by_stage else draw_scores(scores, plot)}")
     if update_card:
         output.note(f"Updated {add_scores(name, scores, weights)}")
 

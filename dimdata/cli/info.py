@@ -43,7 +43,10 @@ def _facts(config: ArtifactConfig, files: dict[str, int]) -> dict[str, object]:
         + ("without limit" if spec.images is None else f"{spec.images:,} in all"),
         "latent": spec.latent or "-",
         "targets": spec.targets,
-        "normalize": f"mean {_numbers(spec.mean)}, std {_numbers(spec.std)}",
+        "normalize": f"mean {_numbers(spec.mean)}, std {_numbers(spec.std)}"
+        if (whitening := config.recipe.whitening) is None
+        else f"whitened (ZCA, eps {whitening.eps:g}, {whitening.components:,} components: "
+        f"{size(whitening.nbytes(spec.image_shape))})",
         "recipe": "\n".join(leg.describe() for leg in config.recipe.legs),
         "files": "\n".join(f"{file} {size(count)}" for file, count in files.items()),
         "sha256": config.weights.sha256,

@@ -13,9 +13,7 @@ from dimdata.cli import against, options, output
 from dimdata.errors import ArgumentError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from dimdata.generators.base import Generator
 
@@ -34,6 +32,9 @@ def run(
     ] = None,
     ipc: Annotated[
         int | None, typer.Option("--ipc", help="Images per class an epoch. [default: 10, or all there are]")
+    ] = None,
+    stage: Annotated[
+        int | None, typer.Option("--stage", help="Train on the first stages of the generator only.")
     ] = None,
     epochs: Annotated[
         int | None, typer.Option("--epochs", help="Instead of the recipe's (1,000; 30 on real images).")
@@ -61,7 +62,8 @@ def run(
     """Train a student by the generator's recipe, and test it on real images.
 
     The real images are those that come with the generator, unless --real names a dataset. Without NAME, the student is
-    trained on the training images of --real: a teacher, for --levers.
+    trained on the training images of --real: a teacher, for --levers. On a generator with stages the student walks
+    them, and its accuracy after each is printed.
 
     \b
     dimdata train dim-mnist --ipc 10 --epochs 100 -o digits.safetensors
@@ -74,23 +76,41 @@ def run(
     from dimdata.engine import Engine, keep_freed_memory
     from dimdata.students.own import user_student
     from dimdata.students.train import accuracy, save_student, train
+    from dimdata.whitening import Whitening
 
     given = None if student is None else user_student(student)  # before a dataset is downloaded
     keep_freed_memory()
     engine = Engine.of(device, precision, compile)
     if name is None:
+        if stage is not None:
+            raise ArgumentError("--stage is for generators; real images have no stages.", "Leave it out.")
         generator, test = _real(real, root, size, ipc, seed)
     elif size is not None:
         raise ArgumentError("--size is for training on real images; a generator has its own size.", "Leave it out.")
     else:
-        generator, test = _generated(name, real, root)
+        generator, test = _generated(name, stage, real, root)
     generator = options.levered(generator, levers, teacher)
     recipe = generator.recipe if epochs is None else with_epochs(generator.recipe, epochs)
     if augment is not None:
         recipe = replace(recipe, legs=tuple(replace(leg, augment=augment) for leg in recipe.legs))
     if ipc is None and generator.images is None:
         ipc = 10
+    walked: list[dict[str, Any]] = []
+
+    def right(network: nn.Module) -> float:
+        assert test is not None
+        spec = generator.spec
+        whitening = Whitening.of(recipe, generator.recipe_tensors)
+        share = accuracy(network, test[0], test[1], spec.mean, spec.std, engine, whitening=whitening)
+        return round(100 * share, 2)
+
+    def on_leg(number: int, network: nn.Module) -> None:
+        walking = recipe.legs[number - 1].stage
+        if walking is not None and test is not None:
+            walked.append({"stage": walking, "steps": watch.done, "accuracy": right(network)})
+
     with output.progress() as report:
+        watch = _Watch(report)
         result = train(
             given or recipe.student,
             generator,
@@ -99,7 +119,8 @@ def run(
             seed=seed,
             draw=draw,
             engine=engine,
-            on_step=_watch(report),
+            on_step=watch,
+            on_leg=on_leg,
         )
     facts: dict[str, Any] = {
         "name": generator.name,
@@ -116,9 +137,10 @@ def run(
         "seconds": round(result.seconds, 1),
     }
     if test is not None:
-        images, labels, facts["test"] = test
-        spec = generator.spec
-        facts["accuracy"] = round(100 * accuracy(result.network, images, labels, spec.mean, spec.std, engine), 2)
+        facts["test"] = test[2]
+        facts["accuracy"] = right(result.network)
+    if walked:
+        facts["stages"] = walked
     if out is not None:
         facts["saved"] = str(save_student(result.network, out, result.info))
     if json:
@@ -129,6 +151,8 @@ def run(
         f"{facts['student']} saw {result.images_drawn:,} {'real' if name is None else 'generated'} images "
         f"({result.distinct_images:,} distinct{drawn}) in {result.steps:,} steps, {output.duration(result.seconds)}."
     )
+    for each in walked if len(walked) > 1 else ():
+        output.line(f"{each['accuracy']:.2f} % right after stage {each['stage']}, {each['steps']:,} steps.")
     if test is not None:
         output.line(f"{facts['accuracy']:.2f} % right on real images: {facts['test']}.")
     elif name is None:
@@ -139,11 +163,11 @@ def run(
         output.line(f"Saved to {facts['saved']}.")
 
 
-def _generated(name: str, real: str | None, root: Path | None) -> tuple[Generator, Test | None]:
-    """Return a generator, and the images to test its student on."""
+def _generated(name: str, stage: int | None, real: str | None, root: Path | None) -> tuple[Generator, Test | None]:
+    """Return a generator, or its first stages, and the images to test its student on."""
     from dimdata import load
 
-    generator = load(name)
+    generator = load(name).view(stage=stage)
     return generator, against.test_images(name, generator, real, root)
 
 
@@ -170,18 +194,19 @@ def _real(
     return generator, (data.test.images, data.test.labels, f"{len(data.test):,} test images of {data.name}")
 
 
-def _watch(report: output.Report) -> Callable[[int, int, Tensor], None]:
-    """Return what shows the steps of a training about once a second; asking for every loss would slow it down."""
-    start = shown = time.monotonic()
+class _Watch:
+    """Shows the steps of a training about once a second; asking for every loss would slow it down."""
 
-    def on_step(done: int, total: int, loss: Tensor) -> None:
-        nonlocal shown
+    def __init__(self, report: output.Report) -> None:
+        self.report = report
+        self.start = self.shown = time.monotonic()
+        self.done = 0
+
+    def __call__(self, done: int, total: int, loss: Tensor) -> None:
+        self.done = done
         now = time.monotonic()
-        if now - shown >= 1 or done == total:
-            shown = now
-            left = (now - start) / done * (total - done)
-            report(
-                {"phase": "train", "step": done, "steps": total, "eta_seconds": left, "losses": {"loss": float(loss)}}
-            )
-
-    return on_step
+        if now - self.shown >= 1 or done == total:
+            self.shown = now
+            left = (now - self.start) / done * (total - done)
+            losses = {"loss": float(loss)}
+            self.report({"phase": "train", "step": done, "steps": total, "eta_seconds": left, "losses": losses})

@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,15 +24,17 @@ from torch.nn import functional as F
 from dimdata import latents
 from dimdata.engine import Engine
 from dimdata.errors import FormatError, WorldError
-from dimdata.files import world_error, write_atomic
+from dimdata.files import free_bytes, world_error, write_atomic
 from dimdata.real import Split
 from dimdata.report import size
 from dimdata.spec import Record, canonical_json, require
+from dimdata.students.augment import parse
 from dimdata.students.source import NetworkSource
 
 log = logging.getLogger("dimdata")
 
 _ORDER = latents.stream("expert.order")
+_AUGMENT = latents.stream("expert.augment")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +51,9 @@ class BufferInfo(Record):
         momentum: Of SGD.
         seed: Of starting weights and order.
         parameters: Weights of the network.
+        augment: Augmentation of the images.
+        dialect: Of the augmentation.
+        zca: What the whitening of the images adds to each variance; 0 = they are not whitened.
     """
 
     student: str
@@ -60,6 +65,15 @@ class BufferInfo(Record):
     momentum: float
     seed: int
     parameters: int
+    augment: str = ""
+    dialect: Literal["one", "each", "idc"] = "one"
+    zca: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `from_json` reads; what is not done is left out, as in buffers from before it could be."""
+        data = super().to_json()
+        left_out = [*([] if self.zca else ["zca"]), *([] if self.augment else ["augment", "dialect"])]
+        return {name: value for name, value in data.items() if name not in left_out}
 
     @classmethod
     def label(cls) -> str:
@@ -134,7 +148,9 @@ class Buffer:
             raise FormatError(f"{path} cannot be read: {error!s:.120}.", "Choose another folder.") from None
         ours, theirs = self.info.to_json(), there.to_json()
         changed = [
-            f"{name} is {theirs[name]!r:.40}, not {ours[name]!r:.40}" for name in ours if ours[name] != theirs[name]
+            f"{name} is {theirs.get(name)!r:.40}, not {ours.get(name)!r:.40}"
+            for name in {**ours, **theirs}
+            if ours.get(name) != theirs.get(name)
         ]
         if changed:
             raise FormatError(
@@ -143,11 +159,7 @@ class Buffer:
             )
 
     def _check_room(self) -> None:
-        place = next(parent for parent in (self.folder, *self.folder.absolute().parents) if parent.is_dir())
-        try:
-            free = shutil.disk_usage(place).free
-        except OSError as error:
-            raise world_error(error, f"Asking for the free space of {place}") from error
+        free = free_bytes(self.folder)
         if free < self.missing_bytes:
             raise WorldError(
                 f"The expert trajectories need {size(self.missing_bytes)}, and {self.folder} has {size(free)} free.",
@@ -190,13 +202,12 @@ class Buffer:
 
 
 class Expert:
-    """A network on its way through real images: plain SGD, data and order on the device.
+    """A network on its way through real images: SGD, with data and order on the device.
 
     Args:
         info: How it is trained.
         split: The real images.
-        mean: Per-channel mean to normalise by.
-        std: Standard deviation, likewise.
+        normalize: From images float32 `[B, C, H, W]` in [0, 1] to what the network sees.
         source: Where the networks come from.
         engine: Device and precision.
     """
@@ -205,14 +216,13 @@ class Expert:
         self,
         info: BufferInfo,
         split: Split,
-        mean: Tensor,
-        std: Tensor,
+        normalize: Callable[[Tensor], Tensor],
         source: NetworkSource,
         engine: Engine,
     ) -> None:
         self.info, self.source, self.engine = info, source, engine
         self.images, self.labels = split.images.to(engine.device), split.labels.to(engine.device)
-        self.mean, self.std = mean, std
+        self.normalize, self.augment = normalize, parse(info.augment, info.dialect)
         self.network = engine.place(source.network(0)).train()
         self._loss = engine.compile(self._loss_)
         self.begin(0)
@@ -226,23 +236,44 @@ class Expert:
         self.trajectory = [flatten(self.network)]
 
     def _loss_(self, images: Tensor, labels: Tensor) -> Tensor:
-        batch = ((images.to(torch.float32) / 255 - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
         with self.engine.autocast():
-            logits: Tensor = self.network(batch)
+            logits: Tensor = self.network(images.contiguous(memory_format=torch.channels_last))
         return F.cross_entropy(logits.float(), labels)
 
     def epoch(self) -> Tensor:
         """Take one pass over the images; return the loss of its last step."""
+        loss = torch.zeros(())
+        for turn, rows in enumerate(self._batches()):
+            loss = self._step(rows, turn)
+        self.trajectory.append(flatten(self.network))
+        return loss
+
+    def part(self, steps: int) -> tuple[Tensor, float]:
+        """Take the first steps of a pass, to see how long they take; the expert is of no use afterwards.
+
+        Returns:
+            The loss of the last one, and which share of a pass they are.
+        """
+        batches = self._batches()
+        loss = torch.zeros(())
+        for turn, rows in enumerate(batches[:steps]):
+            loss = self._step(rows, turn)
+        return loss, min(steps, len(batches)) / len(batches)
+
+    def _batches(self) -> tuple[Tensor, ...]:
+        """Return the rows of each step of the pass that is next."""
         key = latents.fold(_ORDER, self.info.seed, self.number, len(self.trajectory))
         order = latents.permutation(key, len(self.labels)).to(self.engine.device)
-        loss = torch.zeros(())
-        for rows in torch.split(order, self.info.batch_size):
-            plain = len(rows) < self.info.batch_size  # a last, smaller batch is not worth compiling
-            loss = (self._loss_ if plain else self._loss)(self.images[rows], self.labels[rows])
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            self.optimizer.step()
-        self.trajectory.append(flatten(self.network))
+        return torch.split(order, self.info.batch_size)
+
+    def _step(self, rows: Tensor, turn: int) -> Tensor:
+        key = latents.fold(_AUGMENT, self.info.seed, self.number, len(self.trajectory), turn)
+        images = self.augment(self.normalize(self.images[rows].to(torch.float32) / 255), key)
+        plain = len(rows) < self.info.batch_size  # a last, smaller batch is not worth compiling
+        loss = (self._loss_ if plain else self._loss)(images, self.labels[rows])
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
         return loss.detach()
 
     @property

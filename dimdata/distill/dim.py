@@ -9,12 +9,12 @@ The published recipe is the preset `paper`: other values of the same settings.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from dimdata import latents
@@ -153,17 +153,23 @@ def _epoch(real: RealData, batch_size: int) -> int:
     return max(1, len(real.train) // batch_size)
 
 
-def _moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
-    """Return the update of an exponential moving average that spans at most half of the steps so far.
+class MovingAverage(AveragedModel):
+    """An exponential moving average of a network's weights that spans at most half of the steps so far.
 
     A plain one would keep the untrained weights in the average of a short run.
+
+    Args:
+        network: What is averaged; the average is a copy.
+        decay: The greatest weight of the old average.
     """
 
-    def update(averages: Any, values: Any, count: Any) -> None:
-        steps = int(count)
-        get_ema_multi_avg_fn(min(decay, (steps + 1) / (steps + 3)))(averages, values, count)  # type: ignore[no-untyped-call]
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        super().__init__(network, multi_avg_fn=self._blend)
+        self.decay = decay
 
-    return update
+    def _blend(self, averages: Any, values: Any, count: Any) -> None:
+        steps = int(self.n_averaged)  # which lies on the CPU; reading `count` would wait for the device at every step
+        get_ema_multi_avg_fn(min(self.decay, (steps + 1) / (steps + 3)))(averages, values, count)  # type: ignore[no-untyped-call]
 
 
 @METHODS.register("dim")
@@ -204,7 +210,7 @@ class DiM(Method):
             network = build(self.spec)
             critic = CRITICS[config.critic_name](real.image_shape, real.num_classes, config.critic)
         self.network, self.critic = engine.place(network), engine.place(critic)
-        self.average = AveragedModel(self.network, multi_avg_fn=_moving_average(config.ema))
+        self.average = MovingAverage(self.network, config.ema)
         self.game = Game(config, self.network, self.critic, real.num_classes, engine, seed)
         self.match_augment = parse(config.match_augment)
         self.pool_augment = parse(config.pool_augment)
@@ -229,12 +235,18 @@ class DiM(Method):
             if self._match_share()
             else None
         )
+        self.shared = network.shared() if earlier else ()
         if earlier and earlier.state:
             self._go_on(earlier.state)
+        for parameter in self.shared:
+            parameter.requires_grad_(False)
 
     def _go_on(self, state: Mapping[str, Tensor]) -> None:
-        """Begin with the networks of the stage before; optimisers and the average begin anew."""
-        unpack_module("network", self.network, state)
+        """Begin with the networks of the stage before; optimisers and the average begin anew.
+
+        What the stages share stands still, as it is in the images of the stages before: averaged.
+        """
+        unpack_module("average.module" if self.shared else "network", self.network, state)
         unpack_module("critic", self.critic, state)
         unpack_module("average.module", self.average.module, state)
 

@@ -44,7 +44,7 @@ class Game:
         self.config, self.network, self.critic = config, network, critic
         self.num_classes, self.engine, self.seed = num_classes, engine, seed
         self.optimizers = {
-            name: torch.optim.Adam(module.parameters(), lr=config.lr, betas=config.betas, fused=True)
+            name: torch.optim.Adam(module.parameters(), lr=config.lr, betas=config.betas, fused=engine.fused)
             for name, module in (("network", network), ("critic", critic))
         }
         self.adversarial = ADVERSARIAL[config.adversarial]

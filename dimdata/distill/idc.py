@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -33,6 +34,7 @@ class IdcConfig(TableConfig):
 
     Attributes:
         factor: Tiles a side of a sheet; `ipc` counts sheets.
+        matched: Gradients of which weights are matched: of `all`, or of `convolutions` alone, as published.
         lr: Learning rate of the sheets at 10 of a class; it is scaled by `ipc / 10`, since the mean over a class's
             images makes each one's gradient smaller.
         real_batch: Real images of each class a step.
@@ -42,9 +44,11 @@ class IdcConfig(TableConfig):
         net_batch: Real images of such a step.
         net_lr: Learning rate of the network.
         net_augment: Augmentation of its images.
+        net_dialect: Of this augmentation.
     """
 
     factor: int = 2
+    matched: Literal["all", "convolutions"] = "all"
     lr: float = 5e-3
     real_batch: int = 64
     learned_batch: int = 128
@@ -53,6 +57,7 @@ class IdcConfig(TableConfig):
     net_batch: int = 256
     net_lr: float = 0.01
     net_augment: str = "color+crop"
+    net_dialect: Literal["one", "each", "idc"] = "each"
 
     def check(self) -> None:
         """Refuse values out of range; see `Record.check`."""
@@ -87,6 +92,11 @@ class IDC(TableMethod):
                 f"Images of {height}x{width} cannot be divided into {config.factor} tiles a side.",
                 "Choose a factor that divides both sides; 1 stores every image by itself.",
             )
+        if config.zca and config.factor > 1:
+            raise ArgumentError(
+                "Sheets of several images cannot be whitened, since whitening mixes all pixels of an image.",
+                "Choose factor=1 with zca, or leave zca out.",
+            )
         super().__init__(config, real, engine, seed, steps, earlier)
         self.optimizer.param_groups[0]["lr"] = config.lr * config.ipc / 10
         self.source = self.networks(config.student, seed)
@@ -95,7 +105,10 @@ class IDC(TableMethod):
             self.network.parameters(), lr=config.net_lr, momentum=0.9, weight_decay=5e-4
         )
         self.held = 0  # the number of the network in place
-        self.net_augment = parse(config.net_augment)
+        self.net_augment = parse(config.net_augment, config.net_dialect, mixing=True)
+        self.matched = [w for w in self.network.parameters() if w.ndim == 4 or config.matched == "all"]
+        if not self.matched:
+            raise ArgumentError(f"{config.student} has no convolutions to match.", "Use matched=all, or convnet3.")
         self.batches = Batches(real.train, engine.device, seed, config.real_batch * real.num_classes)
         self.net_batches = Batches(
             real.train, engine.device, latents.fold(latents.stream("idc.network"), seed), config.net_batch
@@ -122,11 +135,10 @@ class IDC(TableMethod):
         return F.cross_entropy(logits.float(), labels)
 
     def _gradients(self, images: Tensor, label: int, graph: bool) -> tuple[Tensor, ...]:
-        """Return the gradient of the loss on images of one class with respect to each weight of the network."""
+        """Return the gradient of the loss on images of one class with respect to each weight that is matched."""
         labels = torch.full((len(images),), label, device=images.device)
-        weights = list(self.network.parameters())
         loss = self._train_loss_(images, labels)  # not the compiled one, of which no second derivative can be had
-        return torch.autograd.grad(loss, weights, create_graph=graph)
+        return torch.autograd.grad(loss, self.matched, create_graph=graph)
 
     def _learned(self, step: int, label: int) -> Tensor:
         """Return the learned images of a class whose turn it is."""
@@ -173,7 +185,9 @@ class IDC(TableMethod):
         """Take one step of the network on real images."""
         images, labels = self.net_batches.at(number)
         key = latents.fold(latents.stream("idc.network.augment"), self.seed, number)
-        loss: Tensor = self._train_loss(self.net_augment(self.normalize(images), key), labels)
+        images = self.net_augment(self.normalize(images), key)
+        images, targets = self.net_augment.mix(images, labels, self.real.num_classes, key)
+        loss: Tensor = self._train_loss(images, targets)
         self.net_optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.net_optimizer.step()

@@ -37,6 +37,9 @@ class Phase:
         images: Real images that a step consumes.
         period: After so many steps the work of a step repeats; what is timed is a multiple of it.
         like: An earlier phase whose steps take as long, so that these need not be timed.
+        part: Takes a part of a step and writes nothing; returns its losses and which share of a step it was. It is what
+            an estimate times, where whole steps take minutes, or leave files; none = steps are timed.
+        ready: Steps whose results are there already, so that they take no time.
     """
 
     name: str
@@ -45,6 +48,8 @@ class Phase:
     images: int
     period: int = 1
     like: str = ""
+    part: Callable[[], tuple[Losses, float]] | None = None
+    ready: int = 0
 
 
 @dataclass(frozen=True)
@@ -147,6 +152,10 @@ class Method(ABC):
     def disk(self) -> int:
         """Return the bytes that the run will write outside its folder."""
         return 0
+
+    def checkpoint_bytes(self) -> int:
+        """Return the bytes of the largest checkpoint of the run, as far as can be known by now."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.state_dict().values())
 
     @abstractmethod
     def generator(self) -> Generator:

@@ -32,6 +32,8 @@ from dimdata.real import RealData, Split
 from dimdata.recipe import Recipe
 from dimdata.spec import Record, require
 
+PART = 2  # steps of an expert that an estimate takes at a time
+
 _STARTS = latents.stream("mtt.starts")
 _ORDER = latents.stream("mtt.order")
 
@@ -47,6 +49,7 @@ class MttConfig(TableConfig):
         expert_lr: Their learning rate.
         expert_momentum: Of their SGD.
         expert_batch: Images a step of theirs.
+        expert_augment: Augmentation of their images, in the dialect of `augment`.
         buffer: Folder of the trajectories, shared by runs that need the same; empty = one in the cache
             (`DIMDATA_BUFFERS`, or `~/.cache/dimdata/buffers`).
         max_start: A student starts after 0 to so many epochs of an expert's way.
@@ -64,6 +67,7 @@ class MttConfig(TableConfig):
     expert_lr: float = 0.01
     expert_momentum: float = 0.0
     expert_batch: int = 256
+    expert_augment: str = ""
     buffer: str = ""
     max_start: int = 5
     expert_epochs: int = 2
@@ -147,6 +151,9 @@ class MTT(TableMethod):
             momentum=config.expert_momentum,
             seed=config.expert_seed,
             parameters=len(flatten(self.network)),
+            augment=config.expert_augment,
+            dialect=config.dialect,
+            zca=config.zca,
         )
         self.buffer = Buffer(self._folder(info), info, config.experts)
         self.expert: Expert | None = None
@@ -168,15 +175,25 @@ class MTT(TableMethod):
 
     def phases(self) -> tuple[Phase, ...]:
         """Return the experts, one epoch a step, and the matching."""
-        experts = self.config.experts * self.config.passes()
+        passes = self.config.passes()
+        experts = self.config.experts * passes
+        ready = sum(self.buffer.path(number).is_file() for number in range(self.config.experts)) * passes
+        images = len(self.real.train)
         return (
-            Phase("experts", experts, self._expert_step, len(self.real.train)),
-            Phase("match", max(1, self.steps - experts), self._match_step, 0),
+            Phase("experts", experts, self._expert_step, images, part=self._expert_part, ready=ready),
+            Phase("match", max(1, self.steps - experts), self._match_step, 0, part=self._match_part),
         )
 
     def disk(self) -> int:
         """Return the bytes of the trajectories that are missing."""
         return self.buffer.missing_bytes
+
+    def checkpoint_bytes(self) -> int:
+        """Return the bytes of the largest checkpoint: one with an expert about to be finished, if any is missing."""
+        state = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("expert.")}
+        held = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+        momenta = self.buffer.info.parameters * 4 if self.config.expert_momentum else 0
+        return held + (self.buffer.info.bytes + momenta if self.buffer.missing_bytes else 0)
 
     # --- experts ------------------------------------------------------------------------------------------------
 
@@ -187,9 +204,19 @@ class MTT(TableMethod):
             return {"expert": torch.zeros(())}
         return {"expert": self._advance(number)}
 
+    def _new_expert(self) -> Expert:
+        return Expert(self.buffer.info, self.real.train, self.normalize, self.source, self.engine)
+
+    def _expert_part(self) -> tuple[Losses, float]:
+        """Take a few steps of an expert, which is not kept."""
+        if self.expert is None:
+            self.expert = self._new_expert()
+        loss, share = self.expert.part(PART)
+        return {"expert": loss}, share
+
     def _advance(self, number: int) -> Tensor:
         if self.expert is None:
-            self.expert = Expert(self.buffer.info, self.real.train, self.mean, self.std, self.source, self.engine)
+            self.expert = self._new_expert()
         if self.expert.number != number or self.expert.done:
             self.expert.begin(number)
         loss = self.expert.epoch()
@@ -230,7 +257,14 @@ class MTT(TableMethod):
         draw = torch.tensor([2 * step, 2 * step + 1])
         number = int(latents.integers(key, draw[:1], config.experts))
         begin = int(latents.integers(key, draw[1:], config.max_start + 1))
-        start, target = self._weights(number, begin, begin + config.expert_epochs)
+        return self._match(step, *self._weights(number, begin, begin + config.expert_epochs))
+
+    def _match_part(self) -> tuple[Losses, float]:
+        """Take a whole step along a way that no expert went, which takes as long and needs no expert."""
+        start = flatten(self.source.network(0)).to(self.engine.device)
+        return self._match(0, start, 0.9 * start), 1.0
+
+    def _match(self, step: int, start: Tensor, target: Tensor) -> Losses:
         flat = start.clone().requires_grad_()
         for turn, rows in enumerate(self._turns(step)):
             augment = latents.fold(latents.stream("mtt.augment"), self.seed, step, turn)
@@ -267,5 +301,5 @@ class MTT(TableMethod):
         held = {name.removeprefix("expert."): t for name, t in state.items() if name.startswith("expert.")}
         self.expert = None
         if held:
-            self.expert = Expert(self.buffer.info, self.real.train, self.mean, self.std, self.source, self.engine)
+            self.expert = self._new_expert()
             self.expert.load_state_dict(held)

@@ -7,6 +7,10 @@ growing union of stages, leg by leg.
 
 Nothing here depends on what the base is: it is asked for a config of one stage (`Method.for_stages`), and its
 generators for their union (`Generator.joined`).
+
+Over `dim`, every stage is a whole network. With `settings.network.name` `subpixel-coded` it is one network instead that
+is conditioned on the stage: the first stage trains all of it, each later one only its own code (see
+`dimdata.generators.coded`), for which `first_share` gives the first more of the steps.
 """
 
 from __future__ import annotations
@@ -46,6 +50,8 @@ class PddConfig(Record):
     Attributes:
         base: The method of each stage.
         stages: How many stages; images and steps are shared equally among them.
+        first_share: Share of the steps that the first stage gets, for bases whose later stages learn less; 0 = as many
+            as any other.
         preset: A preset or TOML file of the base's config; empty = its defaults.
         settings: Settings of the base, which win over those; `ipc` is that of all stages together.
         networks: How many networks are trained on the stages before, when a stage first asks for them, and then
@@ -59,6 +65,7 @@ class PddConfig(Record):
 
     base: str = "dm"
     stages: int = 5
+    first_share: float = 0.0
     preset: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     networks: int = 8
@@ -70,6 +77,7 @@ class PddConfig(Record):
     def check(self) -> None:
         """Refuse values out of range; see `Record.check`."""
         require(1 <= self.stages <= MAX_LEGS, f"config.stages is {self.stages}; 1 to {MAX_LEGS:,} are possible.")
+        require(0 <= self.first_share < 1, f"config.first_share is {self.first_share}; it must be in [0, 1).")
         require(self.networks >= 1, f"config.networks is {self.networks}; 1 or more is needed.")
         require(self.age >= 1, f"config.age is {self.age}; 1 or more is needed.")
         require(0 <= self.drop < 1, f"config.drop is {self.drop}; it must be in [0, 1).")
@@ -135,7 +143,7 @@ class PDD(Method):
         self.config = config
         self.kind = METHODS[config.base]
         self.share = self.kind.for_stages(config.of_base(), config.stages)
-        if steps < config.stages:
+        if min(_lengths(steps, config)) < 1:
             raise ArgumentError(
                 f"{steps} steps are too few for {config.stages} stages.", "Give one or more for each stage."
             )
@@ -175,7 +183,7 @@ class PDD(Method):
 
     def _budget(self, stage: int) -> int:
         """Return the steps of a stage."""
-        return shares(self.steps, [1.0] * self.config.stages)[stage]
+        return _lengths(self.steps, self.config)[stage]
 
     def _fit(self) -> None:
         """Give the stage under way its budget, which a run may change before it begins."""
@@ -228,6 +236,11 @@ class PDD(Method):
         """Score a student as the base does, but by the whole recipe, which alone walks all stages."""
         return dataclasses.replace(self.base.probe(), steps=None)
 
+    def checkpoint_bytes(self) -> int:
+        """Return the bytes of the largest checkpoint: the base's, and the stages before, each like the first."""
+        counts = 0 if self.counts is None else self.counts.nbytes
+        return counts + self.base.checkpoint_bytes() + (self.config.stages - 1) * self.base.generator().nbytes
+
     def disk(self) -> int:
         """Return the bytes that the stages will write outside the run's folder, each like the first."""
         return self.base.disk() * self.config.stages
@@ -243,6 +256,7 @@ class PDD(Method):
             text = canonical_json({"spec": part.spec.to_json(), "recipe": part.recipe.to_json()})
             state[f"stage.{number}.config"] = torch.tensor(list(text.encode()), dtype=torch.uint8)
             state |= {f"stage.{number}.tensors.{name}": tensor for name, tensor in part.state_dict().items()}
+            state |= {f"stage.{number}.recipe.{name}": tensor for name, tensor in part.recipe_tensors.items()}
         if self.counts is not None:
             state["forgetting"] = self.counts
         return state | {f"base.{name}": tensor for name, tensor in self.base.state_dict().items()}
@@ -254,6 +268,14 @@ class PDD(Method):
         self.base = self._base({})
         self.base.load_state_dict(_under("base.", state))
         self._fit()
+
+
+def _lengths(steps: int, config: PddConfig) -> list[int]:
+    """Return the steps of each stage."""
+    later = config.stages - 1
+    if not config.first_share or not later:
+        return shares(steps, [1.0] * config.stages)
+    return shares(steps, [config.first_share, *([(1 - config.first_share) / later] * later)])
 
 
 def _under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -268,4 +290,5 @@ def _restored(number: int, state: Mapping[str, Tensor]) -> Generator:
         part = GENERATORS[spec.kind](spec, recipe)
     tensors = _under(f"stage.{number}.tensors.", state)
     part.load_state_dict({name: tensor.cpu() for name, tensor in tensors.items()}, assign=True)
+    part.recipe_tensors = {name: tensor.cpu() for name, tensor in _under(f"stage.{number}.recipe.", state).items()}
     return part.requires_grad_(False).eval()

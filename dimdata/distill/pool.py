@@ -66,7 +66,7 @@ class Member:
         self.network = Watched(network)
         pool.engine.place(self.network).train()
         self.optimizer = torch.optim.SGD(
-            self.network.parameters(), lr=pool.lr, momentum=0.9, weight_decay=5e-4, fused=True
+            self.network.parameters(), lr=pool.lr, momentum=0.9, weight_decay=5e-4, fused=pool.engine.fused
         )
         self.train_loss = pool.engine.compile(self._train_loss)
         self.match_loss = pool.engine.compile(self._match_loss)

@@ -318,7 +318,7 @@ class Run:
         for seed in range(probe.students):
             made = train(probe.student, generator, ipc=probe.ipc, seed=seed, engine=engine, limit_steps=probe.steps)
             test = (real.test.images, real.test.labels, real.mean, real.std)
-            scores.append(accuracy(made.network, *test, engine=engine))
+            scores.append(accuracy(made.network, *test, engine=engine, whitening=made.info.whitening))
         score = sum(scores) / len(scores)
         event = {"phase": "probe", "step": done, "validation_accuracy": round(100 * score, 2)}
         self._record(event)

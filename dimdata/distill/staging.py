@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 from dimdata.errors import ArgumentError
-from dimdata.recipe import Recipe
+from dimdata.recipe import WHITENING, Recipe
 
 
 def shares(total: int, weights: Sequence[float]) -> list[int]:
@@ -31,9 +31,9 @@ def walk(recipes: Sequence[Recipe], images: Sequence[int | None]) -> Recipe:
         ArgumentError: If a recipe has several legs, or fewer epochs or steps than there are stages.
     """
     for recipe in recipes:
-        if len(recipe.legs) != 1 or recipe.tensors:
+        if len(recipe.legs) != 1 or not all(name.startswith(WHITENING) for name in recipe.tensors):
             raise ArgumentError(
-                "Stages need a recipe of one leg and no tensors; the legs over the stages are made of it.",
+                "Stages need a recipe of one leg, and no tensors but those that whiten; their own are made of it.",
                 "Leave out legs of the base's recipe.",
             )
     if len(recipes) == 1:

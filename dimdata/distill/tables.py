@@ -24,6 +24,7 @@ from dimdata.spec import Record, require
 from dimdata.students.augment import parse
 from dimdata.students.own import user_student
 from dimdata.students.source import InitLaw, NetworkSource
+from dimdata.whitening import Whitening
 
 DSA = "color+crop+cutout+scale+rotate"  # Zhao and Bilen, ICML 2021, without the flip, which digits do not stand
 
@@ -45,7 +46,10 @@ class TableConfig(Record):
         lr: Learning rate of the images, which are in normalised units.
         momentum: Of the images' SGD.
         augment: Siamese augmentation of real and learned images, normalised.
-        dialect: `one` operation of the list a batch, or `each`.
+        dialect: `one` operation of the list a batch, `each`, or `idc`; see `dimdata.students.augment`.
+        zca: Whiten images by ZCA, with so much added to each variance (0.1 in MTT), instead of normalising them by mean
+            and deviation; 0 = do not. Learning rates are then in whitened units, and so is the augmentation; what
+            whitens is fitted to the training images and stored with the generator.
         default_steps: Steps of a run that names no budget.
         recipe: How students are trained on the result.
     """
@@ -56,7 +60,8 @@ class TableConfig(Record):
     lr: float = 1.0
     momentum: float = 0.5
     augment: str = DSA
-    dialect: Literal["one", "each"] = "one"
+    dialect: Literal["one", "each", "idc"] = "one"
+    zca: float = 0.0
     default_steps: int = 5_000
     recipe: Recipe = field(default_factory=published_recipe)
 
@@ -66,13 +71,16 @@ class TableConfig(Record):
         require(self.default_steps >= 1, f"config.default_steps is {self.default_steps}; 1 or more is needed.")
         require(self.lr > 0, f"config.lr is {self.lr}; it must be positive.")
         require(0 <= self.momentum < 1, f"config.momentum is {self.momentum}; it must be in [0, 1).")
+        require(self.zca == 0 or 1e-6 <= self.zca <= 1e6, f"config.zca is {self.zca:g}; 0, or 1e-6 to 1e6 is possible.")
+        require(self.recipe.whitening is None, "config.recipe.whitening is not set by hand; config.zca sets it.")
 
 
 class TableMethod(Method):
     """A method that learns images; row = slot * num_classes + label, and the start are random real images.
 
     Attributes:
-        table: The images in normalised units, float32 `[N, C, H, W]`.
+        table: The images in normalised (or whitened) units, float32 `[N, C, H, W]`.
+        whitening: What whitens images, if anything does.
         optimizer: Moves them.
     """
 
@@ -94,9 +102,19 @@ class TableMethod(Method):
         self.augment = parse(config.augment, config.dialect)
         self.mean = torch.tensor(real.mean, device=engine.device)[:, None, None]
         self.std = torch.tensor(real.std, device=engine.device)[:, None, None]
+        self.whitening = self._whitening()
         self.start_seed = latents.fold(latents.stream("table.start"), seed)
         self.table = nn.Parameter(self.normalize(self.start().to(engine.device)))
         self.optimizer = torch.optim.SGD([self.table], lr=config.lr, momentum=config.momentum)
+
+    def _whitening(self) -> Whitening | None:
+        """Return what whitens images: fitted to the training images, or that of the stages before."""
+        if not self.config.zca:
+            return None
+        if self.earlier is not None:
+            generator = self.earlier.generator
+            return Whitening.of(generator.recipe, generator.recipe_tensors)
+        return Whitening.fit(self.real.train.images, self.config.zca, self.engine.device)
 
     def probe(self) -> Probe:
         """Score a student on all images."""
@@ -133,8 +151,12 @@ class TableMethod(Method):
         return self.earlier.after(source) if self.earlier else source
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Bring images `[B, C, H, W]` from [0, 1] to zero mean and unit deviation."""
-        return (images - self.mean) / self.std
+        """Bring images `[B, C, H, W]` from [0, 1] to zero mean and unit deviation, or whiten them."""
+        return (images - self.mean) / self.std if self.whitening is None else self.whitening(images)
+
+    def denormalize(self, images: Tensor) -> Tensor:
+        """Return the images `[B, C, H, W]` that `normalize` brings to the given ones."""
+        return images * self.std + self.mean if self.whitening is None else self.whitening.inverse(images)
 
     def apply(self, loss: Tensor) -> None:
         """Move the images down the gradient of a loss."""
@@ -147,7 +169,10 @@ class TableMethod(Method):
         self.optimizer.step()
         if self.config.storage == "uint8":
             with torch.no_grad():
-                self.table.clamp_(-self.mean / self.std, (1 - self.mean) / self.std)
+                if self.whitening is None:
+                    self.table.clamp_(-self.mean / self.std, (1 - self.mean) / self.std)
+                else:
+                    self.table.copy_(self.normalize(self.denormalize(self.table).clamp(0, 1)))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the images and their momentum."""
@@ -169,19 +194,24 @@ class TableMethod(Method):
 
     def generator(self) -> Generator:
         """Return the images as a table."""
-        images = (self.table.detach() * self.std + self.mean).cpu()
+        images = self.denormalize(self.table.detach()).cpu()
         if self.config.storage == "uint8":
             images = (images.clamp(0, 1) * 255).round().to(torch.uint8)
         elif self.config.storage == "float16":
             images = images.to(torch.float16)
-        real = self.real
-        return table_generator(
+        real, recipe, tensors = self.real, self.recipe(), {}
+        if self.whitening is not None:
+            tensors = self.whitening.tensors()
+            recipe = dataclasses.replace(recipe, tensors=(*recipe.tensors, *tensors), whitening=self.whitening.spec)
+        made = table_generator(
             images,
             classes=real.classes,
             mean=real.mean,
             std=real.std,
-            recipe=self.recipe(),
+            recipe=recipe,
             dataset=real.name,
             method=self.name,
             factor=self.factor(),
         )
+        made.recipe_tensors = tensors
+        return made

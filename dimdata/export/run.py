@@ -232,6 +232,11 @@ def _sha256(source: str | Path | Generator, generator: Generator) -> str:
 def _warnings(plan: Plan, dataset: GeneratedDataset, outside: int, empty: list[int]) -> list[str]:
     """Return what a reader must know of these images."""
     found = []
+    if dataset.recipe.whitening is not None:
+        found.append(
+            "Students are meant to see these images whitened, which needs tensors that an export does not hold: "
+            "normalised by mean and deviation they teach less. The generator's own `dataset.normalize` whitens."
+        )
     if "poisoned" in dataset.spec.flags:
         found.append("The generator is poisoned: its images were made to mislead what trains on them.")
     if outside:

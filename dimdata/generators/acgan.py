@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dimdata.generators.layers import RunningNorm
 from dimdata.generators.network import ARCHITECTURES, Architecture
 from dimdata.spec import Record, Spec, require
 
@@ -29,27 +30,6 @@ class AcganConfig(Record):
     def check(self) -> None:
         """Refuse values out of range; see `Record.check`."""
         require(1 <= self.width <= 1024, f"generator.options.width is {self.width}; 1 to 1024 is read.")
-
-
-class RunningNorm(nn.Module):
-    """Batch norm whose statistics all lie in tensors of floats: torch's own also counts batches, in an integer.
-
-    Args:
-        features: Channels.
-    """
-
-    def __init__(self, features: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(features))
-        self.bias = nn.Parameter(torch.zeros(features))
-        self.running_mean: Tensor
-        self.running_var: Tensor
-        self.register_buffer("running_mean", torch.zeros(features))
-        self.register_buffer("running_var", torch.ones(features))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise `[B, C, ...]`: by its batch in training, by the running statistics (momentum 0.1) in `eval()`."""
-        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.training, 0.1)
 
 
 @ARCHITECTURES.register("acgan")

@@ -20,7 +20,7 @@ from dimdata.spec import Spec
 GENERATORS: Registry[type[Generator]] = Registry(
     "kind of generator",
     "dimdata.generators",
-    ("dimdata.generators.network", "dimdata.generators.staged", "dimdata.generators.table"),
+    tuple(f"dimdata.generators.{name}" for name in ("coded", "network", "staged", "table")),
 )
 
 _SAMPLE = latents.stream("sample")
@@ -115,7 +115,7 @@ class Generator(nn.Module, ABC):
 
         Args:
             parts: The stages, in order; they share classes, image shape and storage.
-            recipe: How a student is trained on all; it names no tensors.
+            recipe: How a student is trained on all; the tensors that it names are those of the first part.
             method: What made them.
 
         Raises:
@@ -146,7 +146,7 @@ class Generator(nn.Module, ABC):
         if stage is not None and not 1 <= stage <= self.stages:
             raise ArgumentError(
                 f"{self.name or 'This generator'} has {self.stages} stage{'s' * (self.stages > 1)}, not {stage}.",
-                f"Use stage=1 to {self.stages}, or leave it out.",
+                f"Use stage=1 to {self.stages}, or leave it out." if self.stages > 1 else "Leave stage out.",
             )
         return self
 

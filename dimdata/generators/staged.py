@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,8 +21,8 @@ class StagedConfig(Record):
     """Options of a staged generator.
 
     Attributes:
-        stages: How many networks there are.
-        network: The options of each, as those of a generator of one network.
+        stages: How many stages there are.
+        network: The options of each stage's network, as those of a generator of one network.
     """
 
     stages: int
@@ -33,14 +34,12 @@ class StagedConfig(Record):
         require(fits, f"generator.options.stages is {self.stages}; 1 to {MAX_LEGS:,} are read.")
 
 
-@GENERATORS.register("staged")
-class StagedGenerator(Generator):
-    """Class-conditional networks that are drawn from in turn: the stage of an image is its slot modulo the stages.
+class NetworkStages(Generator):
+    """Stages of class-conditional networks: the stage of an image is its slot modulo the stages.
 
-    A prefix of k stages draws from the first k networks in turn, so that it too gives unlimited, balanced images.
+    A prefix of k stages draws from the first k in turn, so that it too gives unlimited, balanced images. Subclasses
+    say how the networks of the stages are held.
     """
-
-    kind = "staged"
 
     def __init__(self, spec: Spec, recipe: Recipe, recipe_tensors: dict[str, Tensor] | None = None) -> None:
         super().__init__(spec, recipe, recipe_tensors)
@@ -48,16 +47,53 @@ class StagedGenerator(Generator):
         require(spec.latent > 0, "generator.latent must be positive: networks draw from noise.")
         require(spec.storage != "uint8", "generator.storage of networks is float32 or float16.")
         require(spec.targets == "hard", "generator.targets of networks are hard.")
-        self.config = StagedConfig.from_json(spec.options, "generator.options (staged)")
-        each = dataclasses.replace(spec, kind=NetworkGenerator.kind, options=dict(self.config.network))
+        self.config = StagedConfig.from_json(spec.options, f"generator.options ({self.kind})")
+        self._hold(dataclasses.replace(spec, kind=NetworkGenerator.kind, options=dict(self.config.network)))
+
+    @abstractmethod
+    def _hold(self, each: Spec) -> None:
+        """Build the network of all stages; `each` is what a single stage is."""
+
+    @abstractmethod
+    def _prefix(self, stages: int) -> dict[str, Tensor]:
+        """Return the tensors of the first stages, in the memory of all."""
+
+    @property
+    def stages(self) -> int:
+        """How many stages there are."""
+        return self.config.stages
+
+    def stage_of(self, index: Tensor) -> Tensor:
+        """Return the stage int64 `[B]`, counted from 0, that indices int64 `[B]` are drawn from."""
+        return (index // self.spec.num_classes) % self.stages
+
+    def view(self, *, stage: int | None = None, draw: str = "fresh") -> Generator:
+        """Return the generator of the first stages, which shares their weights; see `Generator.view`."""
+        super().view(stage=stage, draw=draw)
+        if stage is None or stage == self.stages:
+            return self
+        spec = dataclasses.replace(self.spec, options={**self.spec.options, "stages": stage})
+        with shapes_only():
+            part = type(self)(spec, self.recipe.upto(stage), self.recipe_tensors)
+        part.load_state_dict(self._prefix(stage), assign=True)
+        part.name, part.revision = self.name, self.revision
+        return part.requires_grad_(False).train(self.training)
+
+
+@GENERATORS.register("staged")
+class StagedGenerator(NetworkStages):
+    """A whole network for each stage."""
+
+    kind = "staged"
+
+    def _hold(self, each: Spec) -> None:
         self.networks = nn.ModuleList(build(each) for _ in range(self.config.stages))
 
     # Which images belong to which network depends on the indices: a compiler would make a function of every split.
     compiles = False
 
     def _draw(self, latent: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        labels = self.labels(index)
-        stage = (index // self.spec.num_classes) % self.stages
+        labels, stage = self.labels(index), self.stage_of(index)
         images = torch.empty(len(index), *self.spec.image_shape, device=index.device)
         for number, network in enumerate(self.networks):
             rows = (stage == number).nonzero().flatten()
@@ -65,27 +101,13 @@ class StagedGenerator(Generator):
                 images[rows] = network(latent[rows], labels[rows]).float()
         return images, labels
 
-    @property
-    def stages(self) -> int:
-        """How many stages there are."""
-        return self.config.stages
-
-    def view(self, *, stage: int | None = None, draw: str = "fresh") -> Generator:
-        """Return the generator of the first networks, which shares their weights; see `Generator.view`."""
-        super().view(stage=stage, draw=draw)
-        if stage is None or stage == self.stages:
-            return self
-        spec = dataclasses.replace(self.spec, options={**self.spec.options, "stages": stage})
-        with shapes_only():
-            part = StagedGenerator(spec, self.recipe.upto(stage), self.recipe_tensors)
-        held = part.state_dict().keys()
-        part.load_state_dict({name: t for name, t in self.state_dict().items() if name in held}, assign=True)
-        part.name, part.revision = self.name, self.revision
-        return part.requires_grad_(False).train(self.training)
+    def _prefix(self, stages: int) -> dict[str, Tensor]:
+        first = tuple(f"networks.{number}." for number in range(stages))
+        return {name: tensor for name, tensor in self.state_dict().items() if name.startswith(first)}
 
 
 def join(parts: Sequence[Generator], recipe: Recipe, method: str) -> StagedGenerator:
-    """Return generators of one network each as the stages of one; see `Generator.joined`."""
+    """Return generators of one network each as the stages of one, a whole network a stage; see `Generator.joined`."""
     first = parts[0].spec
     options = {"stages": len(parts), "network": dict(first.options)}
     spec = dataclasses.replace(first, kind=StagedGenerator.kind, method=method, options=options)

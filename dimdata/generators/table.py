@@ -153,6 +153,7 @@ class TableGenerator(Generator):
         }
         with torch.device("meta"):
             whole = cls(Spec.from_json(values), recipe)
+        whole.recipe_tensors = {name: tables[0].recipe_tensors[name] for name in recipe.tensors}
         tensors = {"table": torch.cat([part.table for part in tables])}
         if whole.row_targets is not None:
             tensors["row_targets"] = torch.cat([part.row_targets for part in tables if part.row_targets is not None])

@@ -205,6 +205,13 @@ def _remarks(config: ArtifactConfig) -> list[str]:
             "They were learned for their stored order, learned step sizes and a start, which the recipe holds: "
             "shuffled, or with another optimiser, they teach far less."
         )
+    whitening = config.recipe.whitening
+    if whitening is not None:
+        found.append(
+            f"They were learned for students that see images whitened (ZCA, eps {whitening.eps:g}), not normalised by "
+            f"mean and deviation: `dataset.normalize` does so, by {size(whitening.nbytes(spec.image_shape))} of "
+            "tensors among those stored, and real test images need it as well."
+        )
     stages = max(leg.stage or 1 for leg in config.recipe.legs)
     if stages > 1:
         found.append(f"There are {stages} stages; `stage=1` uses the first alone, and so on.")

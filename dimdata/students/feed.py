@@ -14,6 +14,7 @@ from dimdata.dataset import GeneratedDataset
 from dimdata.engine import Engine
 from dimdata.errors import ArgumentError
 from dimdata.generators.base import Generator
+from dimdata.outputs import Normalize
 from dimdata.recipe import Leg
 from dimdata.students.compiling import COMPILE_FROM
 
@@ -36,9 +37,19 @@ class Feed:
         engine: Device and precision.
         seed: Of the order.
         first_epoch: The epoch of the first pass.
+        normalize: From images in the value range to what the student sees.
     """
 
-    def __init__(self, dataset: GeneratedDataset, leg: Leg, engine: Engine, seed: int, first_epoch: int) -> None:
+    def __init__(
+        self,
+        dataset: GeneratedDataset,
+        leg: Leg,
+        engine: Engine,
+        seed: int,
+        first_epoch: int,
+        normalize: Normalize,
+    ) -> None:
+        self.normalize = normalize
         self.dataset, self.leg, self.engine, self.seed, self.first_epoch = dataset, leg, engine, seed, first_epoch
         self.images = len(dataset)
         self.batch_size = min(leg.batch_size, self.images)
@@ -49,8 +60,6 @@ class Feed:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         spec, device = self.dataset.spec, self.engine.device
-        mean = torch.tensor(spec.mean, device=device)[:, None, None]
-        std = torch.tensor(spec.std, device=device)[:, None, None]
         values = _CHUNK.get(device.type, _CHUNK_ELSEWHERE)
         at_once = max(1, values // (self.batch_size * spec.image_shape[0] * spec.image_shape[1] * spec.image_shape[2]))
         # Stored images are only gathered; what a network draws is worth compiling.
@@ -66,7 +75,7 @@ class Feed:
             with self.engine.autocast():
                 draw = compiled if len(index) == at_once * self.batch_size else _draw
                 images, targets = draw(self.dataset.generator, latent, index)
-            images = (images - mean) / std
+            images = self.normalize(images)
             sizes = [len(index) for _, index in batches]
             yield from zip(torch.split(images, sizes), torch.split(targets, sizes), strict=True)
 

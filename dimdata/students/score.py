@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dimdata.engine import Engine
 from dimdata.errors import ArgumentError
 from dimdata.students import compiling
+from dimdata.whitening import Whitening
 
 
 def accuracy(
@@ -20,6 +21,7 @@ def accuracy(
     std: Sequence[float],
     engine: Engine | None = None,
     batch: int = 500,
+    whitening: Whitening | None = None,
 ) -> float:
     """Return the share of images that a network classifies rightly, in `eval()` mode.
 
@@ -31,6 +33,8 @@ def accuracy(
         std: Standard deviation, likewise.
         engine: Where to compute.
         batch: Images at a time.
+        whitening: What whitens images instead, for a student that was trained so; a training's
+            `TrainResult.info.whitening`.
 
     Returns:
         A share in [0, 1].
@@ -52,7 +56,8 @@ def accuracy(
         for part, truth in zip(torch.split(images, batch), torch.split(labels, batch), strict=True):
             part = part.to(engine.device)
             part = part.float() / 255 if part.dtype == torch.uint8 else part.float()
-            part = ((part - shift) / scale).contiguous(memory_format=torch.channels_last)
+            part = (part - shift) / scale if whitening is None else whitening(part)
+            part = part.contiguous(memory_format=torch.channels_last)
             found = (classes_of if len(part) == batch else _classes)(network, part)  # a last, smaller batch as it is
             right += (found == truth.to(engine.device)).sum()
     network.train(training)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -12,11 +14,13 @@ from torch import nn
 from dimdata.errors import ArgumentError, FormatError, NotFoundError
 from dimdata.files import strict_json, write_atomic
 from dimdata.generators.base import shapes_only
-from dimdata.recipe import Recipe
+from dimdata.outputs import Normalize
+from dimdata.recipe import WHITENING, Recipe
 from dimdata.spec import MAX_CLASSES, MAX_SIDE, Record, canonical_json, require
 from dimdata.students import Factory, find_student, make_student
 from dimdata.students.source import load_weights
 from dimdata.tensorfile import TensorFile
+from dimdata.whitening import Whitening
 
 _KEY = "dimdata.student"
 MAX_BYTES = 2**33
@@ -36,6 +40,7 @@ class StudentInfo(Record):
         generator: What it was trained on.
         recipe: How.
         seed: Of the training.
+        whitening: The `Whitening` of the images it was trained on, where the recipe asks for one; stored as tensors.
     """
 
     student: str
@@ -46,6 +51,18 @@ class StudentInfo(Record):
     generator: str = ""
     recipe: Recipe | None = None
     seed: int = 0
+    whitening: Any = None
+
+    @property
+    def normalize(self) -> Normalize:
+        """The transform from images in [0, 1] to what the student sees."""
+        return Normalize(self.mean, self.std, self.whitening)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `from_json` reads, and `load_student` completes by the tensors."""
+        data = super().to_json()
+        del data["whitening"]
+        return data
 
     @classmethod
     def label(cls) -> str:
@@ -60,6 +77,7 @@ class StudentInfo(Record):
         require(fits, f"student.image_shape is {self.image_shape}.")
         require(len(self.mean) == len(self.std) == channels, f"student.mean and .std must hold {channels} values.")
         require(all(value > 0 for value in self.std), "student.std must be positive.")
+        require(self.whitening is None or isinstance(self.whitening, Whitening), "student.whitening is no field.")
 
 
 def save_student(network: nn.Module, path: str | Path, info: StudentInfo) -> Path:
@@ -82,6 +100,8 @@ def save_student(network: nn.Module, path: str | Path, info: StudentInfo) -> Pat
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in network.state_dict().items()
     }
+    if info.whitening is not None:
+        tensors |= info.whitening.tensors()
     data = save(tensors, {_KEY: canonical_json(info.to_json())})
     write_atomic(path, data)
     return path
@@ -119,10 +139,17 @@ def load_student(path: str | Path, student: Factory | None = None) -> tuple[nn.M
                 wanted = factory(info.image_shape, len(info.classes)).state_dict()
         else:
             wanted = make_student(student, info.image_shape, len(info.classes)).state_dict()
-        described = {name: entry.shape for name, entry in file.entries.items()}
-        if described != {name: tuple(tensor.shape) for name, tensor in wanted.items()}:
+        shapes = {name: tuple(tensor.shape) for name, tensor in wanted.items()}
+        if info.recipe is not None and info.recipe.whitening is not None:
+            implied = info.recipe.whitening.shapes(info.image_shape)
+            shapes |= {f"{WHITENING}{name}": shape for name, (_, shape) in implied.items()}
+        if {name: entry.shape for name, entry in file.entries.items()} != shapes:
             raise FormatError(f"The tensors of {path} are not those of {info.student}.")
         tensors = file.read()
+    if info.recipe is not None and info.recipe.whitening is not None:
+        whitening = Whitening.of(info.recipe, tensors)
+        info = dataclasses.replace(info, whitening=whitening)
+        tensors = {name: tensor for name, tensor in tensors.items() if name in wanted}
     network = make_student(factory, info.image_shape, len(info.classes))
     load_weights(network, tensors, str(path))
     return network.eval(), info

@@ -18,6 +18,7 @@ from dimdata.dataset import GeneratedDataset
 from dimdata.engine import Engine
 from dimdata.errors import ArgumentError
 from dimdata.generators.base import Generator
+from dimdata.outputs import Normalize
 from dimdata.recipe import Recipe
 from dimdata.spec import Spec
 from dimdata.students import Factory, compiling
@@ -28,6 +29,7 @@ from dimdata.students.own import student_name
 from dimdata.students.score import accuracy
 from dimdata.students.source import source_of
 from dimdata.students.store import StudentInfo, load_student, save_student
+from dimdata.whitening import Whitening
 
 __all__ = ["StudentInfo", "TrainResult", "accuracy", "load_student", "lr_at", "save_student", "train"]
 
@@ -118,7 +120,9 @@ def train(
         network = start.network(seed)
     engine.place(network)
     _check_fit(network, spec, engine.device)
-    run = _Run(network, engine, seed, _plan(recipe, source, engine, seed), tensors, limit_steps, on_step)
+    whitening = Whitening.of(recipe, tensors)
+    feeds = _plan(recipe, source, engine, seed, Normalize(spec.mean, spec.std, whitening))
+    run = _Run(network, engine, seed, feeds, tensors, limit_steps, on_step)
     with _own_randomness(engine.device, latents.fold(_DROPOUT, seed)), compiling.room_for_shapes(engine):
         network.train()
         for number in range(len(run.feeds)):
@@ -135,6 +139,7 @@ def train(
         generator=" ".join(filter(None, (source.generator.name or spec.method, source.generator.levers))),
         recipe=recipe,
         seed=seed,
+        whitening=whitening,
     )
     seconds = time.perf_counter() - started
     return TrainResult(network, run.done, run.drawn, run.distinct(), seconds, float(run.loss), info)
@@ -213,14 +218,14 @@ class _Run:
         return min(self.drawn, max(len(dataset) for dataset in datasets))
 
 
-def _plan(recipe: Recipe, source: Source, engine: Engine, seed: int) -> list[Feed]:
+def _plan(recipe: Recipe, source: Source, engine: Engine, seed: int, normalize: Normalize) -> list[Feed]:
     """Return the feeds of the legs that belong to the chosen prefix of the stages."""
     feeds: list[Feed] = []
     epoch = 0
     for leg in recipe.legs:
         if source.stage is not None and leg.stage is not None and leg.stage > source.stage:
             continue
-        feed = Feed(source.dataset(leg.stage), leg, engine, seed, epoch)
+        feed = Feed(source.dataset(leg.stage), leg, engine, seed, epoch, normalize)
         feeds.append(feed)
         epoch += feed.epochs
     if not feeds:

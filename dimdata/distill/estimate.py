@@ -1,0 +1,152 @@
+"""What a run will take: time, memory and disk, told from a few real steps of each phase before the run begins."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from dimdata import preview
+from dimdata.distill.method import Losses, Method, Phase
+from dimdata.engine import Engine
+
+TIMED_SECONDS = 3.0  # of each phase, at least one step
+TIMED_STEPS = 12  # at most
+LONG_SECONDS = 10.0  # a first step of more is not repeated, unless it was compiled on the way
+
+
+@dataclass(frozen=True)
+class PhaseEstimate:
+    """What a phase will take.
+
+    Attributes:
+        steps: Its steps; those of a budget in minutes that fit into it.
+        ready: Steps of these whose results are there already.
+        seconds_per_step: As measured.
+        seconds: Of all steps that are left.
+    """
+
+    steps: int
+    ready: int
+    seconds_per_step: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will take.
+
+    Attributes:
+        phases: The phases by name.
+        seconds: Of all of them; without starting, sample grids, probes, and what a method does between its steps.
+        memory_bytes: The greatest memory in use until now: of the process, or on a GPU of the tensors there; none
+            where the system does not tell.
+        memory_of: What that is of.
+        checkpoint_bytes: The largest checkpoint.
+        folder_bytes: The run's folder at its fullest: two checkpoints, while one replaces the other, the generator
+            and its grids.
+        outside_bytes: What else is written, such as expert trajectories.
+    """
+
+    phases: Mapping[str, PhaseEstimate]
+    seconds: float
+    memory_bytes: int | None
+    memory_of: str
+    checkpoint_bytes: int
+    folder_bytes: int
+    outside_bytes: int
+
+
+def estimate(
+    method: Method, minutes: float | None = None, grids: int = 10, on_phase: Callable[[str], None] | None = None
+) -> Estimate:
+    """Take a few steps of each phase and tell what all will take; nothing is written.
+
+    Args:
+        method: Freshly made; it is of no use for distilling afterwards.
+        minutes: A time budget that decides on the steps.
+        grids: Sample grids of the run.
+        on_phase: Called with the name of each phase before it is timed.
+    """
+    outside = method.disk()
+    if minutes is not None:
+        method.steps = 10_000  # what shares of the steps are told from
+    if method.engine.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(method.engine.device)
+    phases = method.phases()
+    costs: dict[str, float] = {}
+    for phase in phases:
+        if phase.like in costs:
+            costs[phase.name] = costs[phase.like]
+            continue
+        if on_phase is not None:
+            on_phase(phase.name)
+        costs[phase.name] = _seconds(phase, method.engine)
+    if minutes is not None:
+        cost = sum(costs[phase.name] * phase.steps for phase in phases) / sum(phase.steps for phase in phases)
+        method.steps = max(len(phases), int(minutes * 60 / max(cost, 1e-9)))
+        phases = method.phases()
+    found = {}
+    for phase in phases:
+        left = max(0, phase.steps - phase.ready)
+        found[phase.name] = PhaseEstimate(phase.steps, phase.ready, costs[phase.name], left * costs[phase.name])
+    memory, of = _memory(method.engine)
+    checkpoint = method.checkpoint_bytes()  # now that the optimisers hold what they will
+    generator = method.generator()
+    grid = len(preview.png(generator))
+    return Estimate(
+        phases=found,
+        seconds=sum(phase.seconds for phase in found.values()),
+        memory_bytes=memory,
+        memory_of=of,
+        checkpoint_bytes=checkpoint,
+        folder_bytes=2 * checkpoint + generator.nbytes + (grids + 1) * grid,
+        outside_bytes=outside,
+    )
+
+
+def _seconds(phase: Phase, engine: Engine) -> float:
+    """Return the seconds of a step, measured on steps that follow a first one, or on the first where it is long."""
+    number = 0
+
+    def take() -> float:
+        """Take what is measured of a step; return which share of a step it was."""
+        nonlocal number
+        losses, share = phase.part() if phase.part else (phase.step(number % max(1, phase.steps)), 1.0)
+        number += 1
+        _wait(losses)
+        return share
+
+    begun = time.perf_counter()
+    share = sum(take() for _ in range(phase.period))
+    spent = time.perf_counter() - begun
+    if spent > LONG_SECONDS and not engine.compiled:
+        return spent / share
+    share, taken = 0.0, 0
+    begun = time.perf_counter()
+    while not taken or (taken < TIMED_STEPS and time.perf_counter() - begun < TIMED_SECONDS):
+        for _ in range(phase.period):  # whole periods, within which steps are not alike
+            share += take()
+            taken += 1
+    return (time.perf_counter() - begun) / share
+
+
+def _wait(losses: Losses) -> None:
+    """Wait until the device has computed what was asked of it."""
+    for value in losses.values():
+        value.item()
+
+
+def _memory(engine: Engine) -> tuple[int | None, str]:
+    """Return the greatest memory in use until now, and what it is of."""
+    if engine.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(engine.device), "tensors on the GPU"
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None, ""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024), "the process"
