@@ -10,9 +10,12 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
 import dimdata
 from dimdata.artifact import bundled, holdout, load, read_config
+from dimdata.students.score import accuracy
+from dimdata.students.train import train
 
 ROOT = Path(__file__).parent.parent
 MOST_BYTES = {"dim-mnist": 1_500_000, "dim-fashion-mnist": 1_500_000, "dim-cifar10": 2_500_000}
@@ -124,6 +127,19 @@ def test_bundled_holdout_of_mnist_is_balanced_and_licensed():
     assert images.shape == (1000, 1, 28, 28)
     assert labels.bincount().tolist() == [100] * 10
     assert any(path.name.startswith("LICENSE") for path in bundled()["dim-mnist"].iterdir())
+
+
+def test_ten_bundled_images_teach_what_their_card_says():
+    """By the stored order, step sizes and start; the card's score is of 10,000 test images, these are 1,000 of them."""
+    generator = load("dd-mnist-fixed")
+    assert generator.images == 10
+    images, labels = holdout(bundled()["dim-mnist"])
+    results = [train("lenet", generator, seed=seed) for seed in (0, 1)]
+    for one, other in zip(*(result.network.parameters() for result in results), strict=True):
+        assert torch.equal(one, other)
+    reached = 100 * accuracy(results[0].network, images, labels, generator.spec.mean, generator.spec.std)
+    said = next(s["mean"] for s in read_config(bundled()["dd-mnist-fixed"]).scores if s["what"] == "generator")
+    assert abs(reached - said) < 2.5  # four deviations of a share of 1,000 images
 
 
 def test_code_at_the_top_of_the_readme_runs():

@@ -8,6 +8,7 @@ import torch
 from conftest import make_network, recipe
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor
 
 from dimdata.errors import ArgumentError, FormatError
 from dimdata.generators.base import Generator
@@ -86,10 +87,18 @@ def test_any_number_of_channels(channels: int) -> None:
     assert grid(make_colours(4, 2, channels)).mode in ("L", "RGB")
 
 
-def test_values_beyond_the_range_are_clipped() -> None:
-    images = torch.tensor([-3.0, 4.0])[:, None, None, None].expand(2, 1, 4, 4).contiguous()
-    generator = table_generator(images, classes=("a", "b"), mean=(0.5,), std=(1.0,), recipe=recipe())
-    assert cells(grid(generator), 1, 2) == [[0.0, 1.0]]
+def test_values_beyond_the_range_are_brought_back_by_one_line() -> None:
+    images = torch.tensor([-3.0, 0.5, 4.0])[:, None, None, None].expand(3, 1, 4, 4).contiguous()
+    generator = table_generator(images, classes=("a", "b", "c"), mean=(0.5,), std=(1.0,), recipe=recipe())
+    assert cells(grid(generator), 1, 3) == [[0.0, pytest.approx(0.5, abs=0.01), 1.0]]
+
+
+def test_a_few_outliers_do_not_turn_the_picture_grey() -> None:
+    images = torch.linspace(0, 1, 1600).view(1, 1, 40, 40).clone()
+    images[0, 0, 0, :3] = -50.0
+    generator = table_generator(images, classes=("a",), mean=(0.5,), std=(1.0,), recipe=recipe())
+    shown = pil_to_tensor(grid(generator)).to(torch.float32)
+    assert shown.std() > 60  # of 255; evenly spread values have 74
 
 
 @pytest.mark.filterwarnings("error")
