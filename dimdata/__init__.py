@@ -12,9 +12,11 @@ if TYPE_CHECKING:
     from dimdata.dataset import GeneratedDataset
     from dimdata.distill.run import distill
     from dimdata.evaluate import evaluate
+    from dimdata.export.run import export
     from dimdata.generators.base import Generator
     from dimdata.hub.pull import pull
     from dimdata.hub.push import push
+    from dimdata.levers import Levers, Teacher
     from dimdata.students.train import train
 
 __version__ = "0.1.0"
@@ -27,11 +29,27 @@ _PUBLIC = {
     "distill": "dimdata.distill.run",
     "train": "dimdata.students.train",
     "evaluate": "dimdata.evaluate",
+    "export": "dimdata.export.run",
+    "Levers": "dimdata.levers",
+    "Teacher": "dimdata.levers",
     "push": "dimdata.hub.push",
     "pull": "dimdata.hub.pull",
 }
 
-__all__ = ["Generator", "GeneratedDataset", "distill", "evaluate", "load", "pull", "push", "save", "train"]
+__all__ = [
+    "GeneratedDataset",
+    "Generator",
+    "Levers",
+    "Teacher",
+    "distill",
+    "evaluate",
+    "export",
+    "load",
+    "pull",
+    "push",
+    "save",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from test_report import make_row
 
+from dimdata import artifact
 from dimdata.cli.main import main
 from dimdata.cross import by_size, columns, cross_architecture, cross_notes, grid, is_larger, parameters
 from dimdata.scores import Row, Score, aggregate, read_rows
@@ -166,6 +167,24 @@ def test_compare_leaves_out_what_does_not_fit(capsys: pytest.CaptureFixture[str]
     out, err = capsys.readouterr()
     assert list(json.loads(out)[0]["accuracy"]) == ["convnet1-w8"]
     assert "convnet9 is left out for dim-mnist" in err
+
+
+def test_compare_of_all_that_is_bundled_leaves_out_what_one_student_alone_can_use(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    zoo = artifact.bundled()
+    monkeypatch.setattr(artifact, "bundled", lambda: {name: zoo[name] for name in ("dd-mnist-fixed", "dim-mnist")})
+    words = [word for word in COMMAND if word != "dim-mnist"]
+    assert main([*words, "--compile", "off", "--student", "convnet1-w8,lenet", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert [column["name"] for column in json.loads(out)] == ["dim-mnist"]
+    assert "dd-mnist-fixed was made for lenet alone" in err
+
+
+def test_compare_takes_levers(capsys: pytest.CaptureFixture[str]) -> None:
+    words = [*COMMAND, "--compile", "off", "--student", "convnet1-w8,convnet2-w8", "--levers", "spread=0.5"]
+    assert main(words) == 0
+    assert "spread" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,8 @@ def run(
         str, typer.Option("--protocol", help="dimdata (the generator's recipe) or dim-paper.")
     ] = "dimdata",
     epochs: Annotated[int | None, typer.Option("--epochs", help="Instead of the recipe's (1,000).")] = None,
+    levers: options.Levers = "",
+    teacher: options.Teacher = None,
     real: options.Real = None,
     root: options.Root = None,
     out: Annotated[
@@ -85,7 +87,10 @@ def run(
     # All that can be refused is refused before the first student is trained.
     jobs = []
     for name in dict.fromkeys(names or bundled()):
-        generator = load(name)
+        generator = options.levered(load(name), levers, teacher)
+        if not names and generator.recipe.start.student:  # nothing to compare
+            output.note(f"{name} was made for {generator.recipe.start.student} alone, and is left out.")
+            continue
         budgets = _budgets(generator, images)
         jobs.append((name, generator, budgets, _fitting(name, generator, students, budgets, rule)))
     against_what = [against.real_data(generator, real, root) for _, generator, _, _ in jobs]
