@@ -148,22 +148,30 @@ class _Download:
 
     def _note_absent(self, name: str, commit: str) -> None:
         """Let the client's cache remember that a file does not exist, so that nobody asks again."""
-        from huggingface_hub import errors, hf_hub_download
+        from huggingface_hub import errors
 
         def ask() -> None:
             with contextlib.suppress(errors.RemoteEntryNotFoundError):
-                hf_hub_download(
-                    self.repo_id,
-                    name,
-                    revision=commit,
-                    cache_dir=self.store.root,
-                    token=self.token,
-                    endpoint=self.api.endpoint,
-                    library_name="dimdata",
-                    library_version=__version__,
-                )
+                self._download(name, commit)
 
         self.talk.ask(ask)
+
+    def _download(self, name: str, commit: str, **options: Any) -> Path:
+        """Return where the client keeps a file, once it has it."""
+        from huggingface_hub import hf_hub_download
+
+        path: str = hf_hub_download(
+            self.repo_id,
+            name,
+            revision=commit,
+            cache_dir=self.store.root,
+            token=self.token,
+            endpoint=self.api.endpoint,
+            library_name="dimdata",
+            library_version=__version__,
+            **options,
+        )
+        return Path(path)
 
     def _require(self, files: Mapping[str, HfFileMetadata], commit: str) -> None:
         """Refuse what is no generator, and files that are announced larger than what is read."""
@@ -210,8 +218,6 @@ class _Download:
 
     def _fetch(self, name: str, commit: str, announced: HfFileMetadata) -> Path:
         """Download a file, or find it in the cache, and compare it with the digest that the Hub announces."""
-        from huggingface_hub import hf_hub_download
-
         etag = str(announced.etag)
         known = len(etag) in (40, 64) and set(etag) <= set("0123456789abcdef")  # else a mirror's own invention
         path = self.store.folder / "snapshots" / commit / name
@@ -220,20 +226,7 @@ class _Download:
 
         def fetch() -> Path:
             nonlocal again
-            got = Path(
-                hf_hub_download(
-                    self.repo_id,
-                    name,
-                    revision=commit,
-                    cache_dir=self.store.root,
-                    token=self.token,
-                    endpoint=self.api.endpoint,
-                    library_name="dimdata",
-                    library_version=__version__,
-                    force_download=again,
-                    tqdm_class=_bounded_bar(name, self.repo_id, most),
-                )
-            )
+            got = self._download(name, commit, force_download=again, tqdm_class=_bounded_bar(name, self.repo_id, most))
             if known and (found := digest(got, etag)) != etag:
                 again = True
                 raise Damaged(name, etag, found)
