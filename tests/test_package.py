@@ -129,16 +129,17 @@ def test_bundled_holdout_of_mnist_is_balanced_and_licensed():
     assert any(path.name.startswith("LICENSE") for path in bundled()["dim-mnist"].iterdir())
 
 
-def test_ten_bundled_images_teach_what_their_card_says():
+@pytest.mark.parametrize("name", ["dd-mnist-fixed", "dd-mnist-soft"])
+def test_ten_bundled_images_teach_what_their_card_says(name):
     """By the stored order, step sizes and start; the card's score is of 10,000 test images, these are 1,000 of them."""
-    generator = load("dd-mnist-fixed")
+    generator = load(name)
     assert generator.images == 10
     images, labels = holdout(bundled()["dim-mnist"])
     results = [train("lenet", generator, seed=seed) for seed in (0, 1)]
     for one, other in zip(*(result.network.parameters() for result in results), strict=True):
         assert torch.equal(one, other)
     reached = 100 * accuracy(results[0].network, images, labels, generator.spec.mean, generator.spec.std)
-    said = next(s["mean"] for s in read_config(bundled()["dd-mnist-fixed"]).scores if s["what"] == "generator")
+    said = next(s["mean"] for s in read_config(bundled()[name]).scores if s["what"] == "generator")
     assert abs(reached - said) < 2.5  # four deviations of a share of 1,000 images
 
 
