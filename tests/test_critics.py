@@ -3,8 +3,13 @@
 import pytest
 import torch
 
+from dimdata import latents
+from dimdata.distill.config import make_config
 from dimdata.distill.critics import CRITICS
+from dimdata.distill.dim import DiM, DimConfig
 from dimdata.distill.run import distill
+from dimdata.engine import Engine
+from dimdata.real import load_real
 
 
 @pytest.mark.parametrize("name", list(CRITICS))
@@ -38,3 +43,17 @@ def test_a_run_with_the_spatial_critic_and_kernel_matching_leaves_a_generator(tm
     folder = distill("digits", out=tmp_path / "run", settings=settings, **plain)
     assert (folder / "model.safetensors").is_file()
     assert '"critic_name": "spatial"' in (tmp_path / "run" / "run.json").read_text()
+
+
+@pytest.mark.parametrize("start_at_mean", [True, False])
+def test_untrained_generators_are_as_bright_as_the_real_images(start_at_mean):
+    real = load_real("digits")
+    settings = {"start_at_mean": start_at_mean, "match_share": 0.0, "critic": 4}
+    config = make_config(DimConfig, settings)
+    method = DiM(config, real, Engine.of("cpu", "fp32", "off"), 0, 10)
+    index = torch.arange(200)
+    noise = latents.latents(0, 0, index, method.spec.latent)
+    drawn = method.generator().draw(noise, index)[0].mean((0, 2, 3))
+    wanted = torch.tensor(real.mean) if start_at_mean else torch.tensor([0.5])
+    assert abs(real.mean[0] - 0.5) > 0.1  # so that the two can be told apart
+    torch.testing.assert_close(drawn, wanted, atol=0.05, rtol=0)

@@ -47,6 +47,8 @@ class DimConfig(Record):
     Attributes:
         network: Name and widths of the generator network.
         latent: Values of a latent.
+        start_at_mean: Whether the untrained network draws images as bright as the real ones are on average. Where it
+            begins grey and the real ones are dark, it may turn all its images black in the first steps, and stay so.
         storage: Type of the stored weights.
         critic: Channels of the critic's first layer.
         critic_name: Which critic it is: `projection` or `acgan`.
@@ -89,6 +91,7 @@ class DimConfig(Record):
 
     network: Mapping[str, Any] = field(default_factory=lambda: {"name": "subpixel"})
     latent: int = 64
+    start_at_mean: bool = True
     storage: str = "float16"
     critic: int = 48
     critic_name: str = "projection"
@@ -208,6 +211,8 @@ class DiM(Method):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(latents.fold(latents.stream("dim.init"), seed) >> 1)
             network = build(self.spec)
+            if config.start_at_mean:
+                network.start_at(real.mean)
             critic = CRITICS[config.critic_name](real.image_shape, real.num_classes, config.critic)
         self.network, self.critic = engine.place(network), engine.place(critic)
         self.average = MovingAverage(self.network, config.ema)

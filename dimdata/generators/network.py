@@ -32,6 +32,9 @@ class Architecture(nn.Module, ABC):
     def forward(self, latent: Tensor, label: Tensor) -> Tensor:
         """Map latents `[B, Z]` and labels int64 `[B]` to images `[B, C, H, W]` in the value range."""
 
+    def start_at(self, mean: Sequence[float]) -> None:
+        """Let an untrained network draw images of about this mean of each channel, in [0, 1], where it knows how."""
+
     def shared(self) -> tuple[nn.Parameter, ...]:
         """Return the parameters that the first stage of a progressive distillation trains for all.
 

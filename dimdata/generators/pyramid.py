@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -116,6 +116,14 @@ class PyramidNet(Architecture):
         self.image = full(widths[-1], channels)
         if self.label.weight.device.type != "meta":
             nn.init.normal_(self.label.weight, std=0.1)
+
+    def start_at(self, mean: Sequence[float]) -> None:
+        """Shift the last map, so that the sigmoid begins at the mean; see `Architecture.start_at`."""
+        low, high = self.value_range
+        share = (torch.tensor(mean) - low) / (high - low)
+        bias = self.image.get_parameter("bias")
+        with torch.no_grad():
+            bias.copy_(share.clamp(0.01, 0.99).logit())
 
     def forward(self, latent: Tensor, label: Tensor) -> Tensor:
         """Map latents `[B, Z]` and labels int64 `[B]` to images `[B, C, H, W]`."""
