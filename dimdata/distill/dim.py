@@ -175,6 +175,22 @@ class MovingAverage(AveragedModel):
         get_ema_multi_avg_fn(min(self.decay, (steps + 1) / (steps + 3)))(averages, values, count)  # type: ignore[no-untyped-call]
 
 
+def spec_of(config: DimConfig, real: RealData) -> Spec:
+    """Return what the generator of a run is, before there is one."""
+    return Spec(
+        kind="network",
+        method="dim",
+        dataset=real.name,
+        classes=real.classes,
+        image_shape=real.image_shape,
+        mean=real.mean,
+        std=real.std,
+        latent=config.latent,
+        storage=config.storage,  # type: ignore[arg-type]
+        options=config.network,
+    )
+
+
 @METHODS.register("dim")
 class DiM(Method):
     """Distillation into a generator; see the module's docstring."""
@@ -193,18 +209,7 @@ class DiM(Method):
     ) -> None:
         super().__init__(config, real, engine, seed, steps, earlier)
         self.config = config
-        self.spec = Spec(
-            kind="network",
-            method="dim",
-            dataset=real.name,
-            classes=real.classes,
-            image_shape=real.image_shape,
-            mean=real.mean,
-            std=real.std,
-            latent=config.latent,
-            storage=config.storage,  # type: ignore[arg-type]
-            options=config.network,
-        )
+        self.spec = spec_of(config, real)
         sizes = (config.batch_size, config.match_batch_size or config.batch_size)
         made = {size: Batches(real.train, engine.device, seed, size) for size in sizes}
         self.gan_batches, self.match_batches = (made[size] for size in sizes)

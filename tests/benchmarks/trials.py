@@ -24,7 +24,7 @@ import torch
 
 from dimdata import artifact, latents
 from dimdata.distill.config import make_config, merge
-from dimdata.distill.dim import DiM, DimConfig
+from dimdata.distill.dim import DiM, DimConfig, spec_of
 from dimdata.distill.run import distill
 from dimdata.engine import Engine, keep_freed_memory
 from dimdata.evaluate import evaluate
@@ -34,7 +34,6 @@ from dimdata.generators.cost import Cost, cost
 from dimdata.real import RealData, load_real, validation_split
 from dimdata.report import markdown_table, percent
 from dimdata.scores import digest
-from dimdata.spec import Spec
 
 WARM_UP_STEPS = 3
 TIMED_STEPS = 24
@@ -133,21 +132,7 @@ class Bench:
 
     def cost(self, config: DimConfig) -> Cost:
         """Return what the generator of a configuration costs, before it is distilled."""
-        real = self.real
-        return cost(
-            Spec(
-                kind="network",
-                method="dim",
-                dataset=real.name,
-                classes=real.classes,
-                image_shape=real.image_shape,
-                mean=real.mean,
-                std=real.std,
-                latent=config.latent,
-                storage=config.storage,
-                options=config.network,
-            )
-        )
+        return cost(spec_of(config, self.real))
 
     def run(self, trials: Iterable[Trial]) -> list[Row]:
         """Return the rows of trials, in order; those that are not there yet are made, and kept as soon as they are."""
