@@ -36,6 +36,23 @@ def test_only_the_spatial_critic_sees_where_a_feature_is():
     assert not torch.allclose(spatial.pool(x), spatial.pool(moved))
 
 
+def test_the_scaled_critic_sees_where_too_and_moves_less_in_a_step_of_adam():
+    images, labels = torch.rand(16, 3, 32, 32), torch.arange(16) % 4
+    moves = {}
+    for name in ("spatial", "spatial-scaled"):
+        torch.manual_seed(0)
+        critic = CRITICS[name]((3, 32, 32), 4, 8)
+        x = torch.rand(2, 8, 4, 4)
+        assert not torch.allclose(critic.pool(x), critic.pool(x.roll(1, 3)))
+        heads = [*critic.score.parameters(), *critic.project.parameters()]
+        optimizer = torch.optim.Adam(heads, lr=2e-3, betas=(0.0, 0.99))
+        before = critic(images, labels)[0]
+        (-before.mean()).backward()
+        optimizer.step()
+        moves[name] = (critic(images, labels)[0] - before).mean().item()
+    assert 0 < moves["spatial-scaled"] < moves["spatial"] / 2
+
+
 def test_a_run_with_the_spatial_critic_and_kernel_matching_leaves_a_generator(tmp_path):
     settings = {"critic_name": "spatial", "critic": 4, "network": {"name": "subpixel", "width": 8, "mid": 8, "stem": 4}}
     plain = {"method": "dim", "device": "cpu", "precision": "fp32", "compile": "off", "steps": 4}

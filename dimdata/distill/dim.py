@@ -51,7 +51,7 @@ class DimConfig(Record):
             begins grey and the real ones are dark, it may turn all its images black in the first steps, and stay so.
         storage: Type of the stored weights.
         critic: Channels of the critic's first layer.
-        critic_name: Which critic it is: `projection` or `acgan`.
+        critic_name: Which critic it is: `projection`, `spatial`, `spatial-scaled` or `acgan`; see `critics`.
         batch_size: Real images a step.
         lr: Adam's learning rate of both networks; falls linearly to a twentieth over the last `decay` of the run.
         decay: That share of the steps; 0 keeps the learning rate.

@@ -1,6 +1,7 @@
 """Does matching earn its place? The second phase of DiM against giving the same time to the first.
 
     python tests/benchmarks/matching_gain.py fashion-mnist --steps 2000 --seeds 3 --out gain.json
+    python tests/benchmarks/matching_gain.py mnist --config dim-mnist --set start_at_mean=true --out gain.json
 
 For each seed two generators are distilled: one with the matching phase, one without it and with as many more steps of
 the GAN phase as take the same time (by the seconds per step measured in the first run). A student is trained on each
@@ -12,11 +13,14 @@ import itertools
 import json
 import statistics
 from pathlib import Path
+from typing import Any
 
+from dimdata.distill.config import merge, parse_setting
 from dimdata.distill.run import distill
 from dimdata.engine import Engine, keep_freed_memory
 from dimdata.evaluate import evaluate
 from dimdata.real import load_real
+from dimdata.scores import digest
 
 
 def seconds_per_step(run: Path) -> dict[str, float]:
@@ -35,6 +39,7 @@ def main() -> None:
     parser.add_argument("data")
     parser.add_argument("--root")
     parser.add_argument("--config")
+    parser.add_argument("--set", dest="settings", action="append", default=[], help="a setting of both runs")
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--ipc", type=int, default=10)
@@ -45,7 +50,12 @@ def main() -> None:
     keep_freed_memory()
     real = load_real(arguments.data, root=arguments.root)
 
-    def score(run: Path, steps: int, seed: int, **settings: float) -> float:
+    common: dict[str, Any] = {}
+    for text in arguments.settings:
+        common = merge(common, parse_setting(text))
+
+    def score(run: Path, steps: int, seed: int, **own: float) -> float:
+        settings = {**common, **own}
         folder = run / "generator"
         if not folder.exists():
             resume = (run / "run.json").exists()
@@ -63,7 +73,7 @@ def main() -> None:
 
     pairs = []
     for seed in range(arguments.seeds):
-        work = arguments.work / f"{real.name}-{seed}"
+        work = arguments.work / f"{real.name}-{digest([arguments.config, common, arguments.steps])[:8]}-{seed}"
         given = score(work / "match", arguments.steps, seed)
         cost = seconds_per_step(work / "match")
         plan = json.loads((work / "match/generator/config.json").read_text())["provenance"]["phases"]
@@ -74,6 +84,8 @@ def main() -> None:
     gains = [pair["with"] - pair["without"] for pair in pairs]
     summary = {
         "dataset": real.name,
+        "steps": arguments.steps,
+        "settings": common,
         "student": "convnet3",
         "images": arguments.ipc * real.num_classes * arguments.epochs,
         "with_matching": round(statistics.mean(pair["with"] for pair in pairs), 2),
