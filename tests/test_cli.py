@@ -18,6 +18,7 @@ import dimdata
 from dimdata import artifact
 from dimdata.cli.main import main
 from dimdata.cli.output import _parts, duration, plain
+from dimdata.generators.cost import cost
 from dimdata.recipe import Leg, Recipe
 from dimdata.students.train import load_student
 
@@ -162,6 +163,8 @@ def test_info(run, generator_folder):
     data = json.loads(run("info", generator_folder, "--json").out)
     assert data["weights"]["sha256"] == config.weights.sha256
     assert data["files"]["model.safetensors"] == config.weights.bytes
+    assert f"{data['flop_per_image'] / 1e6:.1f} MFLOP an image" in text
+    assert data["flop_per_image"] == cost(config.generator).flop > 0
 
 
 def test_control_characters_of_strangers_do_not_reach_the_terminal(run, tmp_path, table):

@@ -10,6 +10,7 @@ from conftest import recipe
 from safetensors.torch import load_file, save_file
 from test_fuzz import MAY_LOAD, MUST_FAIL, attempt
 
+import dimdata
 from dimdata import artifact, latents
 from dimdata.artifact import METADATA
 from dimdata.dataset import GeneratedDataset
@@ -176,6 +177,19 @@ def test_a_file_that_says_another_number_of_stages_is_refused(stages, tmp_path):
     (folder / CONFIG).write_text(json.dumps(config))
     with pytest.raises(FormatError, match="implies"):
         artifact.load(folder)
+
+
+def test_pushed_and_pulled_it_draws_the_same_stages(hub, tmp_path):
+    folder = artifact.save(coded(3)[1], tmp_path / "made")
+    pushed = dimdata.push(folder, "owner/pdd-digits")
+    commit = pushed.revision
+    for stage in (1, 3):
+        here = GeneratedDataset(folder, ipc=2, stage=stage)
+        there = GeneratedDataset("owner/pdd-digits", ipc=2, stage=stage, revision=commit)
+        for mine, theirs in zip(here, there, strict=True):
+            assert torch.equal(mine[0], theirs[0])
+            assert mine[1] == theirs[1]
+    assert "There are 3 stages" in hub.repository("owner/pdd-digits").files(commit)["README.md"].decode()
 
 
 @pytest.mark.parametrize("damage", [*MUST_FAIL, *MAY_LOAD], ids=lambda damage: damage.__name__)

@@ -19,17 +19,30 @@ def run(name: options.Name, json: options.Json = False) -> None:
     folder = resolve(name)
     config = read_config(folder)
     files = {file: (folder / file).stat().st_size for file in FILES if (folder / file).is_file()}
+    flop = _flop(config)
     if json:
-        output.emit_json({"name": name, "folder": str(folder), "files": files, **config.to_json()})
+        own = {"name": name, "folder": str(folder), "files": files, "flop_per_image": flop}
+        output.emit_json({**own, **config.to_json()})
         return
-    output.facts({"name": name, "folder": folder, **_facts(config, files)})
+    output.facts({"name": name, "folder": folder, **_facts(config, files, flop)})
     if config.provenance:
         output.line()
         output.facts({str(key).replace("_", " "): _short(value) for key, value in config.provenance.items()})
     _scores(config)
 
 
-def _facts(config: ArtifactConfig, files: dict[str, int]) -> dict[str, object]:
+def _flop(config: ArtifactConfig) -> int | None:
+    """Return what drawing an image costs; nothing where no installed package knows the generator."""
+    from dimdata.errors import DimdataError
+    from dimdata.generators.cost import cost
+
+    try:
+        return cost(config.generator).flop
+    except DimdataError:
+        return None
+
+
+def _facts(config: ArtifactConfig, files: dict[str, int], flop: int | None) -> dict[str, object]:
     from dimdata.report import size
 
     spec = config.generator
@@ -41,6 +54,7 @@ def _facts(config: ArtifactConfig, files: dict[str, int]) -> dict[str, object]:
         "classes": f"{spec.num_classes}: {', '.join(spec.classes[:10])}{', ...' if spec.num_classes > 10 else ''}",
         "images": f"{_shape(spec.image_shape)} in [{low:g}, {high:g}], "
         + ("without limit" if spec.images is None else f"{spec.images:,} in all"),
+        "drawing": f"{flop / 1e6:.1f} MFLOP an image" if flop else "-",
         "latent": spec.latent or "-",
         "targets": spec.targets,
         "normalize": f"mean {_numbers(spec.mean)}, std {_numbers(spec.std)}"
