@@ -25,25 +25,18 @@ def run(
     ipc: Annotated[
         str, typer.Option("--ipc", help="Images per class: 10, or 1,10. Where fewer are stored, all there are.")
     ] = "10",
-    draw: Annotated[str, typer.Option("--draw", help="fresh, fixed, or fresh,fixed.")] = "fresh",
-    seeds: Annotated[int, typer.Option("--seeds", help="Students trained for each figure.")] = 3,
+    draw: options.Draws = "fresh",
+    seeds: options.Students = 3,
     baselines: Annotated[
         str, typer.Option("--baselines", help="Of real images: distinct (the practical ceiling), or none.")
     ] = "none",
-    protocol: Annotated[
-        str, typer.Option("--protocol", help="dimdata (the generator's recipe) or dim-paper.")
-    ] = "dimdata",
-    epochs: Annotated[int | None, typer.Option("--epochs", help="Instead of the recipe's (1,000).")] = None,
+    protocol: options.Protocol = "dimdata",
+    epochs: options.Epochs = None,
     levers: options.Levers = "",
     teacher: options.Teacher = None,
     real: options.Real = None,
     root: options.Root = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", metavar="FILE", help="Keep each student's row in this .jsonl file, and go on there."
-        ),
-    ] = None,
+    out: options.Rows = None,
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="Draw it, as .png, .svg or .pdf (needs matplotlib).")
     ] = None,

@@ -30,15 +30,13 @@ def run(
             "[default: what the recipe was made for, or convnet3]",
         ),
     ] = None,
-    draw: Annotated[str, typer.Option("--draw", help="fresh, fixed, or fresh,fixed.")] = "fresh",
-    seeds: Annotated[int, typer.Option("--seeds", help="Students trained for each figure.")] = 3,
+    draw: options.Draws = "fresh",
+    seeds: options.Students = 3,
     baselines: Annotated[
         str, typer.Option("--baselines", help="Of real images: random,distinct,all, or none.")
     ] = "random,distinct,all",
-    protocol: Annotated[
-        str, typer.Option("--protocol", help="dimdata (the generator's recipe) or dim-paper.")
-    ] = "dimdata",
-    epochs: Annotated[int | None, typer.Option("--epochs", help="Instead of the recipe's (1,000).")] = None,
+    protocol: options.Protocol = "dimdata",
+    epochs: options.Epochs = None,
     by_stage: Annotated[
         bool, typer.Option("--by-stage", help="Print the accuracy after each stage, for each seed and on average.")
     ] = False,
@@ -55,12 +53,7 @@ def run(
     teacher: options.Teacher = None,
     real: options.Real = None,
     root: options.Root = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", metavar="FILE", help="Keep each student's row in this .jsonl file, and go on there."
-        ),
-    ] = None,
+    out: options.Rows = None,
     update_card: Annotated[
         bool, typer.Option("--update-card", help="Write the scores into config.json and README.md of a local folder.")
     ] = False,

@@ -70,6 +70,16 @@ Root = Annotated[
         help="Where torchvision keeps real datasets (downloaded there if absent). [default: ~/.cache/dimdata/data]",
     ),
 ]
+Draws = Annotated[str, typer.Option("--draw", help="fresh, fixed, or fresh,fixed.")]
+Students = Annotated[int, typer.Option("--seeds", help="Students trained for each figure.")]
+Protocol = Annotated[str, typer.Option("--protocol", help="dimdata (the generator's recipe) or dim-paper.")]
+Epochs = Annotated[int | None, typer.Option("--epochs", help="Instead of the recipe's (1,000).")]
+Rows = Annotated[
+    Path | None,
+    typer.Option(
+        "--output", "-o", metavar="FILE", help="Keep each student's row in this .jsonl file, and go on there."
+    ),
+]
 Levers = Annotated[
     str,
     typer.Option(
