@@ -13,13 +13,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import make_network
+from test_report import make_row
 
 import dimdata
 from dimdata import artifact
 from dimdata.cli.main import main
 from dimdata.cli.output import _parts, duration, plain
 from dimdata.generators.cost import cost
+from dimdata.real.known import KNOWN
 from dimdata.recipe import Leg, Recipe
+from dimdata.scores import aggregate
 from dimdata.students.train import load_student
 
 COMMANDS = (
@@ -198,6 +202,18 @@ def test_wrap_makes_a_generator(run, tmp_path):
     assert made.spec.mean == (0.1307,)  # MNIST's own
 
 
+def test_wrap_knows_datasets_however_they_are_written(run, tmp_path):
+    from dimdata.real import load_real
+
+    np.savez(tmp_path / "set.npz", images=np.arange(640, dtype=np.uint8).reshape(10, 8, 8), labels=np.arange(10))
+    for given, stored in (("MNIST", "mnist"), ("Digits", "digits")):
+        assert run("wrap", "set.npz", stored, "--dataset", given).code == 0
+        spec, real = dimdata.load(tmp_path / stored).spec, KNOWN.get(stored) or load_real(stored)
+        assert (spec.dataset, spec.mean, spec.std) == (stored, real.mean, real.std)
+    assert run("wrap", "set.npz", "own", "--dataset", "My Own").code == 0
+    assert dimdata.load(tmp_path / "own").spec.dataset == "My Own"
+
+
 # --- computing commands -------------------------------------------------------------------------------------------
 
 
@@ -209,6 +225,7 @@ def test_train_saves_a_student_and_prints_json_alone_on_stdout(run, digits_gener
     facts = json.loads(shown.out)
     assert facts["images_seen"] == 3 * 50
     assert facts["test"] == "50 held-out images of digits"
+    assert facts["draw"] == "fixed"  # stored images have no other
     assert 0 <= facts["accuracy"] <= 100
     assert "train" in shown.err
     network, info = load_student("s.safetensors")
@@ -219,6 +236,22 @@ def test_train_saves_a_student_and_prints_json_alone_on_stdout(run, digits_gener
 def test_train_tests_on_real_images_by_name(run, digits_generator):
     shown = run("train", digits_generator, "--student", "convnet1-w8", "--epochs", 2, "--real", "digits", *PLAIN)
     assert "% right on real images: 500 test images of digits." in shown.out
+
+
+def test_a_folder_called_like_a_dataset_is_not_taken_for_it(run, digits_generator, image_folder):
+    Path("digits").mkdir()
+    words = ["--student", "convnet1-w8", "--epochs", 2, *PLAIN]
+    for name in ("digits", "Digits"):
+        shown = run("train", digits_generator, "--real", name, *words)
+        assert "500 test images of digits." in shown.out, shown.err
+        shown = run("evaluate", digits_generator, "--real", name, "--seeds", 1, "--baselines", "none", "--json", *words)
+        assert json.loads(shown.out)[0]["test"] == "digits test (500)", shown.err
+
+
+def test_train_without_augmentation_says_so(run, digits_generator):
+    words = ["train", digits_generator, "--student", "convnet1-w8", "--epochs", 1, "--json", *PLAIN]
+    assert "no augmentation" in json.loads(run(*words, "--augment", "none").out)["recipe"]
+    assert "augment flip (each)" in json.loads(run(*words, "--augment", "flip").out)["recipe"]
 
 
 def test_evaluate(run, digits_generator):
@@ -248,6 +281,27 @@ def test_evaluate(run, digits_generator):
     assert len(Path("rows.jsonl").read_text().splitlines()) == 4  # nothing was trained again
 
 
+def test_evaluate_tells_an_ipc_only_where_it_is_one(run, tmp_path):
+    folder = artifact.save(make_network(image_shape=(1, 8, 8)), tmp_path / "network")
+    words = ["evaluate", folder, "--real", "digits", "--student", "convnet1-w8", "--seeds", 1, "--ipc", 2, *PLAIN]
+    shown = run(*words, "--epochs", 3, "--draw", "fresh,fixed", "--baselines", "distinct")
+    told = [line for line in shown.err.splitlines() if "seed 0:" in line]
+    assert [line.split(":")[0] for line in told] == [
+        "generator, convnet1-w8, 60 images fresh, seed 0",
+        "distinct real, convnet1-w8, 60 images fresh, seed 0",
+        "generator, convnet1-w8, IPC 2 fixed, seed 0",
+    ]
+
+
+def test_info_of_a_score_by_a_protocol_of_a_newer_version(run, digits_generator):
+    path = digits_generator / "config.json"
+    score = aggregate([make_row(protocol="dim-paper-2")])[0].to_json()
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"scores": [score]}))
+    shown = run("info", digits_generator)
+    assert (shown.code, "98.00" in shown.out) == (0, True)
+    assert "dim-paper-2 is not known to this version." in shown.err
+
+
 def test_distill_and_resume(run):
     shown = run("distill", "digits", "--steps", 4, "-o", "run one", *TINY)
     assert shown.code == 0
@@ -264,6 +318,20 @@ def test_distill_and_resume(run):
     assert "critic: 8 -> 9" in changed.err
     longer = run("distill", "digits", "--steps", 6, "-o", "run one", *TINY, "--resume", "--json")
     assert json.loads(longer.out)["provenance"]["plan"]["steps"] == 6
+
+
+@pytest.mark.parametrize("budget", [("--steps", 0), ("--steps", -5), ("--minutes", 0), ("--minutes", "inf")])
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_budgets_that_no_run_can_have(run, budget, more):
+    shown = run("distill", "digits", *budget, *more, *TINY)
+    assert shown.code == 2
+    assert f"{budget[0].lstrip('-')} is {budget[1]}" in shown.err
+
+
+def test_dry_run_sets_images_aside_for_probes_as_a_run_does(run):
+    words = ("distill", "digits", "--steps", 10, "--dry-run", "--json", *TINY)
+    whole, part = (json.loads(run(*words, *more).out)["data"]["images"] for more in ((), ("--probes", 2)))
+    assert part == pytest.approx(0.9 * whole, rel=0.02)
 
 
 def test_dry_run_plans_and_writes_nothing(run, tmp_path):
@@ -356,6 +424,9 @@ def assert_refused(shown: Result, words: str, code: int = 2) -> None:
         (["train", "GENERATOR", "--precision", "fp8"], "precision is 'fp8'"),
         (["train", "GENERATOR", "--real", "digits"], "the generator has 10 of (1, 28, 28)"),
         (["train", "GENERATOR", "-o", "no/such/folder.safetensors"], "There is no folder"),
+        (["train", "GENERATOR", "-o", "."], "is a folder"),
+        (["preview", "GENERATOR", "-o", "."], "is a folder"),
+        (["evaluate", "GENERATOR", "--plot", "."], "is a folder"),
         (["evaluate", "GENERATOR", "--ipc", "1,1.5"], "whole numbers from 1"),
         (["evaluate", "GENERATOR", "--student", "lenett"], "Did you mean lenet"),
         (["evaluate", "GENERATOR", "--real", "digits"], "the generator draws (1, 28, 28)"),

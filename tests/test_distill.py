@@ -18,6 +18,8 @@ from dimdata.distill.method import METHODS
 from dimdata.distill.run import distill
 from dimdata.engine import Engine
 from dimdata.errors import ArgumentError, DeviceError, FormatError, NotFoundError, RunError, WorldError
+from dimdata.evaluate import evaluate
+from dimdata.hub.readme import add_scores
 from dimdata.real import load_real, random_real
 from dimdata.students.train import accuracy, train
 
@@ -217,12 +219,89 @@ def test_a_run_of_before_a_setting_was_known_goes_on(tmp_path):
     assert weights(run(out, steps=None, resume=True)) == weights(whole)
 
 
-def test_a_longer_budget_goes_on(tmp_path):
-    run(tmp_path / "run", steps=6)
-    run(tmp_path / "run", steps=12, resume=True)
-    assert json.loads((tmp_path / "run/run.json").read_text())["steps"] == 12
-    with pytest.raises(RunError, match="12 steps"):
+def provenance(out: Path) -> dict:
+    return json.loads((out / "generator/config.json").read_text())["provenance"]
+
+
+def test_a_longer_budget_goes_on_and_tells_what_was_done(tmp_path):
+    run(tmp_path / "run", steps=10)
+    assert provenance(tmp_path / "run")["phases"] == {"gan": 7, "match": 3}
+    run(tmp_path / "run", steps=20, resume=True)
+    assert json.loads((tmp_path / "run/run.json").read_text())["steps"] == 20
+    told = provenance(tmp_path / "run")
+    assert told["phases"] == {"gan": 7 + 4, "match": 3 + 6}  # the last ten steps of 14 and 6
+    assert told["real_images_consumed"] == 20 * 20
+    assert "After step 10 the budget was changed from 10 to 20 steps." in told["history"]
+    assert "After step 10 the budget" in (tmp_path / "run/generator/README.md").read_text()
+    with pytest.raises(RunError, match="20 steps"):
         run(tmp_path / "run", steps=8, resume=True)
+
+
+def test_stages_that_are_finished_get_no_more_steps(tmp_path):
+    settings = {"base": "dim", "stages": 2, "networks": 1, "age": 4, "settings": {**TINY, "match_share": 0.0}}
+    run(tmp_path / "run", steps=10, method="pdd", settings=settings)
+    before = weights(tmp_path / "run/generator")
+    with pytest.raises(RunError, match="cannot be given 20 steps now") as caught:
+        run(tmp_path / "run", steps=20, method="pdd", settings=settings, resume=True)
+    assert "--steps 10" in caught.value.hint
+    assert weights(tmp_path / "run/generator") == before
+    assert json.loads((tmp_path / "run/run.json").read_text())["steps"] == 10
+    assert weights(run(tmp_path / "run", steps=10, method="pdd", settings=settings, resume=True)) == before
+
+
+def test_a_preset_of_the_base_is_part_of_the_run(tmp_path):
+    path = tmp_path / "base.toml"
+    path.write_text("latent = 8\ncritic = 8\nbatch_size = 20\nmatch_share = 0.0\nlr = 0.001\n")
+    network = {"network": TINY["network"]}
+    settings = {"base": "dim", "stages": 2, "networks": 1, "age": 4, "preset": str(path), "settings": network}
+    run(tmp_path / "run", steps=6, method="pdd", settings=settings)
+    planned = json.loads((tmp_path / "run/run.json").read_text())["config"]
+    assert planned["preset"] == ""
+    assert planned["settings"]["lr"] == 0.001
+    assert planned["settings"]["network"] == TINY["network"] | {"name": "subpixel"}
+    again = run(tmp_path / "again", steps=6, method="pdd", settings=None, config=planned)
+    assert weights(again) == weights(tmp_path / "run/generator")
+    path.write_text(path.read_text().replace("0.001", "0.1"))
+    with pytest.raises(RunError, match=r"config\.settings\.lr: 0\.001 -> 0\.1"):
+        run(tmp_path / "run", steps=6, method="pdd", settings=settings, resume=True)
+
+
+def test_a_finished_run_that_is_resumed_keeps_what_was_measured(tmp_path):
+    folder = run(tmp_path / "run", steps=4)
+    real = load_real("digits")
+    score = evaluate(folder, ipc=1, epochs=2, seeds=1, real=real, baselines=(), engine=Engine.of("cpu", "fp32", "off"))
+    add_scores(folder, score, artifact.read_config(folder).weights.sha256)
+    few = {"images": real.test.images[:7], "labels": real.test.labels[:7]}
+    kept = {"scores": artifact.read_config(folder).scores, "provenance": artifact.read_config(folder).provenance}
+    artifact.save(artifact.load(folder), folder, holdout=few, **kept)
+    run(tmp_path / "run", steps=4, resume=True)
+    assert artifact.read_config(folder).scores == kept["scores"] != ()
+    assert torch.equal(artifact.holdout(folder)[0], few["images"])
+    assert f"{score[0].mean:.2f}" in (folder / "README.md").read_text()
+    run(tmp_path / "run", steps=6, resume=True)  # another generator, of which nothing has been measured
+    assert not artifact.read_config(folder).scores
+    assert artifact.holdout(folder) is None
+
+
+def test_a_run_stopped_at_a_grid_and_a_probe_makes_both_when_it_goes_on(tmp_path):
+    def stop(event):
+        if event.get("step") == 5:
+            signal.raise_signal(signal.SIGTERM)
+
+    out = tmp_path / "run"
+    with pytest.raises(RunError, match=r"Stopped at step [56] of 10"):
+        run(out, steps=10, probes=2, progress=stop)
+    run(out, steps=10, probes=2, resume=True)
+    assert len(list((out / "grids").iterdir())) == 10
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line["phase"] == "probe"] == [5, 10]
+
+
+@pytest.mark.parametrize("setting", [{"storage": "uint8"}, {"latent": 0}])
+def test_what_could_not_be_stored_is_refused_before_the_first_step(setting, tmp_path):
+    with pytest.raises(FormatError, match=f"generator.{next(iter(setting))}"):
+        run(tmp_path / "run", settings={**TINY, **setting})
+    assert not (tmp_path / "run").exists()
 
 
 def test_probes_hold_out_training_images(tmp_path):
@@ -275,8 +354,11 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-    with pytest.raises(RunError, match="not finite"):
+    with pytest.raises(RunError, match="not finite") as caught:
         run(tmp_path / "run", steps=200, settings={**TINY, "lr": 1e18})
+    assert "another run" in caught.value.hint  # a resumed one would have to keep the learning rate
+    metrics = tmp_path / "run/metrics.jsonl"
+    assert not metrics.exists() or "NaN" not in metrics.read_text()
 
 
 def test_pool_ages_are_staggered_and_networks_are_born_again():

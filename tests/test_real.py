@@ -298,6 +298,24 @@ def test_arrays_are_not_changed_and_layouts_are_understood() -> None:
     assert RealData.from_arrays(np.zeros((4, 5, 5), np.uint8), LABELS).std == (1 / 255,)  # never 0
 
 
+def test_damaged_and_misnamed_npz(tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    with path.open("wb") as file:
+        np.save(file, np.zeros((4, 8, 8), np.uint8))
+    with pytest.raises(DataError, match=r"x\.npz is a single array"):
+        load_real(path)
+    images = np.random.default_rng(0).integers(0, 256, (20, 8, 8), dtype=np.uint8)
+    np.savez_compressed(path, train_images=images, train_labels=np.arange(20) % 2)
+    whole, refused = path.read_bytes(), 0
+    for place in range(60, len(whole) - 60, 37):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        try:
+            load_real(path)
+        except DataError as error:
+            refused += "x.npz" in str(error)
+    assert refused > 20
+
+
 def test_bad_npz(tmp_path: Path) -> None:
     path = tmp_path / "x.npz"
     for arrays, message in (

@@ -89,13 +89,14 @@ def run(
     """
     from dimdata.artifact import read_config
     from dimdata.distill.config import merge, parse_setting
-    from dimdata.distill.run import distill
+    from dimdata.distill.run import check_budget, distill
     from dimdata.distill.tensorboard import TensorBoard, require_tensorboard
     from dimdata.engine import keep_freed_memory
-    from dimdata.real import load_real
+    from dimdata.real import load_real, validation_split
 
     if minutes is not None and steps is not None:
         raise ArgumentError("Both --minutes and --steps were given.", "Give one of them.")
+    check_budget(minutes, steps, probes)
     if tensorboard:
         require_tensorboard()
     keep_freed_memory()
@@ -105,6 +106,7 @@ def run(
     real = load_real(data, root=root, test=test, size=size)
     folder = out or Path("runs") / f"{method}-{Path(data).stem.lower()}"
     if dry_run:
+        real = validation_split(real) if probes else real
         _plan(real, folder, method, config, given, seed, steps, minutes, (device, precision, compile), json)
         return
     words = context.find_root().obj or ["distill", data]
@@ -142,7 +144,8 @@ def run(
     shown = str(folder / "generator") if folder.is_absolute() else f"./{folder / 'generator'}"
     if real.test is not None and test is None:
         ipc = "--ipc 10 " if read_config(made).generator.images is None else ""  # of stored images, all there are
-        output.note(f"Next: dimdata evaluate {shlex.quote(shown)} {ipc}--real {shlex.quote(data)}")
+        where = f" --root {shlex.quote(str(root))}" if root else ""
+        output.note(f"Next: dimdata evaluate {shlex.quote(shown)} {ipc}--real {shlex.quote(data)}{where}")
 
 
 def _tell_all(hearers: Iterable[output.Report], event: Mapping[str, Any]) -> None:
@@ -172,7 +175,7 @@ def _plan(
     from dimdata.report import size
 
     kind = METHODS[method]
-    chosen = make_config(kind.Config, config, given)
+    chosen = kind.resolve(make_config(kind.Config, config, given))
     device, precision, compile = compute
     if compile == "auto" and minutes is not None and minutes < COMPILE_FROM_MINUTES:
         compile = "off"  # as the run would have it
@@ -214,9 +217,8 @@ def _plan(
     real_images = {p.name: f" of {p.images:,} real images" if p.images else "" for p in phases}
     each = ", ".join(f"{name} {steps_of[name]}{text}" for name, text in real_images.items())
     shape = "x".join(map(str, real.image_shape))
-    peak = (
-        "not told by this system" if found.memory_bytes is None else f"{size(found.memory_bytes)} of {found.memory_of}"
-    )
+    taken = found.memory_bytes
+    peak = "use not told by this system" if taken is None else f"{size(taken)} of {found.memory_of} at most so far"
     outside = f", {size(found.outside_bytes)} outside it" if found.outside_bytes else ""
     output.facts(
         {
@@ -225,7 +227,7 @@ def _plan(
             "budget": f"{budget} {plan['steps']:,} steps ({each})".strip(),
             "generator": f"{plan['generator']['parameters']:,} parameters, {size(generator.nbytes)} stored",
             "time": f"about {output.duration(found.seconds)} on this machine ({_times(found.phases)})",
-            "memory": f"{peak} at most so far, {size(real.train.images.numel())} of that real images",
+            "memory": f"{peak}; real images are {size(real.train.images.numel())}",
             "disk": f"{size(found.folder_bytes)} in {folder}, a checkpoint having {size(found.checkpoint_bytes)}"
             f"{outside}; {size(free)} free",
             "machine": ", ".join(f"{key} {value}" for key, value in plan["machine"].items()),

@@ -81,7 +81,8 @@ class DimConfig(Record):
         pool: The networks of the pool: names of students, or `package.module:factory`, which is imported.
         pool_policy: How they are kept: `staggered` (several at a time) or `fresh` (one at a time); see `pool`.
         pool_lr: Their learning rate.
-        pool_age: Steps after which one is replaced; 0 means an epoch of the second phase.
+        pool_age: Turns of its own after which one is replaced; 0 means as many as an epoch of the second phase has
+            steps.
         pool_batches: Real batches of its own that a network is trained on before each step; 0 means the batch at hand,
             augmented for matching.
         pool_augment: Augmentation of those batches, image by image.
@@ -210,6 +211,8 @@ class DiM(Method):
         super().__init__(config, real, engine, seed, steps, earlier)
         self.config = config
         self.spec = spec_of(config, real)
+        with shapes_only():
+            NetworkGenerator(self.spec, config.recipe)  # what could not be stored is refused now
         sizes = (config.batch_size, config.match_batch_size or config.batch_size)
         made = {size: Batches(real.train, engine.device, seed, size) for size in sizes}
         self.gan_batches, self.match_batches = (made[size] for size in sizes)

@@ -40,6 +40,7 @@ class Phase:
         part: Takes a part of a step and writes nothing; returns its losses and which share of a step it was. It is what
             an estimate times, where whole steps take minutes, or leave files; none = steps are timed.
         ready: Steps whose results are there already, so that they take no time.
+        fixed: Whether it has as many steps whatever the budget, which is then shared out among the other phases.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Phase:
     like: str = ""
     part: Callable[[], tuple[Losses, float]] | None = None
     ready: int = 0
+    fixed: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,11 +79,13 @@ class Earlier:
         generator: The stages before, in one; they change no more.
         after: From the networks that a method would use to the same networks, trained on those stages.
         state: What `state_dict` of the stage before returned at its end, for methods that go on from it.
+        key: Digest of the stages and of how `after` trains on them, by which to keep what is made of its networks.
     """
 
     generator: Generator
     after: Callable[[NetworkSource], NetworkSource]
     state: Mapping[str, Tensor]
+    key: str
 
 
 class Method(ABC):
@@ -101,11 +105,18 @@ class Method(ABC):
     """
 
     Config: ClassVar[type[Record]]
+    settles: ClassVar[bool] = False
+    """Whether what is done in a phase is settled with its last step, so that later steps cannot be given to it."""
 
     def __init__(
         self, config: Record, real: RealData, engine: Engine, seed: int, steps: int, earlier: Earlier | None = None
     ) -> None:
         self.real, self.engine, self.seed, self.steps, self.earlier = real, engine, seed, steps, earlier
+
+    @classmethod
+    def resolve(cls, config: Record) -> Record:
+        """Return the config with all that it names written out, so that a recorded run depends on no other file."""
+        return config
 
     @classmethod
     def for_stages(cls, config: Record, stages: int) -> Record:
@@ -149,12 +160,12 @@ class Method(ABC):
         """Return how the generator is scored on the way."""
         return Probe()
 
-    def disk(self) -> int:
-        """Return the bytes that the run will write outside its folder."""
+    def disk(self, anew: bool = False) -> int:
+        """Return the bytes that the run will write outside its folder; `anew`: as if nothing of them were there."""
         return 0
 
-    def checkpoint_bytes(self) -> int:
-        """Return the bytes of the largest checkpoint of the run, as far as can be known by now."""
+    def checkpoint_bytes(self, anew: bool = False) -> int:
+        """Return the bytes of the largest checkpoint of the run, as far as can be known by now; see `disk`."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.state_dict().values())
 
     @abstractmethod

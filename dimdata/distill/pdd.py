@@ -18,6 +18,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -129,6 +130,7 @@ class PDD(Method):
     """Progressive distillation; see the module's docstring."""
 
     Config = PddConfig
+    settles = True
 
     def __init__(
         self,
@@ -156,6 +158,13 @@ class PDD(Method):
         walk([first.recipe] * config.stages, [first.images] * config.stages)  # what cannot be walked is refused now
 
     @classmethod
+    def resolve(cls, config: Record) -> Record:
+        """Return the config with the base's settings written out, those of its preset too."""
+        assert isinstance(config, PddConfig)
+        base = METHODS[config.base].resolve(config.of_base())
+        return dataclasses.replace(config, preset="", settings=base.to_json())
+
+    @classmethod
     def budget(cls, config: Record, real: RealData) -> int:
         """Return those that the base takes for one stage on this data, for all stages together."""
         assert isinstance(config, PddConfig)
@@ -170,14 +179,16 @@ class PDD(Method):
         return kind.default_steps(kind.for_stages(config.of_base(), config.stages)) * config.stages
 
     def phases(self) -> tuple[Phase, ...]:
-        """Return the base's phases, stage by stage."""
+        """Return the base's phases, stage by stage; what is there already is that of the stage under way alone."""
         found = []
         for stage in range(self.config.stages):
             self.base.steps = self._budget(stage)
             for phase in self.base.phases():
                 step = functools.partial(self._step, stage, phase.name)
                 name, like = (f"stage {number}: {phase.name}" for number in (stage + 1, 1))
-                found.append(dataclasses.replace(phase, name=name, step=step, like=like if stage else ""))
+                ready = phase.ready if stage == len(self.done) else 0
+                like = like if stage else ""
+                found.append(dataclasses.replace(phase, name=name, step=step, like=like, ready=ready))
         self._fit()
         return tuple(found)
 
@@ -213,8 +224,17 @@ class PDD(Method):
         def after(source: NetworkSource) -> NetworkSource:
             return Shelf(generator, source, self.config.networks, self.config.age, seed, self.engine)
 
-        earlier = Earlier(generator, after, state)
+        earlier = Earlier(generator, after, state, self._key(generator, seed))
         return self.kind(self.share, self._hard(stage), self.engine, seed, budget, earlier)
+
+    def _key(self, generator: Generator, seed: int) -> str:
+        """Return a digest of all that decides on the networks of a `Shelf`, but for what they are before it."""
+        training = {"networks": self.config.networks, "age": self.config.age, "seed": seed}
+        text = canonical_json(training | {"recipe": generator.recipe.to_json()})
+        found = hashlib.blake2b(text.encode(), digest_size=16)
+        for _, tensor in sorted((generator.state_dict() | generator.recipe_tensors).items()):
+            found.update(tensor.detach().cpu().contiguous().numpy().data)
+        return found.hexdigest()
 
     def _hard(self, stage: int) -> RealData:
         """Return the real data of a stage, without the images that are too easy for it."""
@@ -236,14 +256,24 @@ class PDD(Method):
         """Score a student as the base does, but by the whole recipe, which alone walks all stages."""
         return dataclasses.replace(self.base.probe(), steps=None)
 
-    def checkpoint_bytes(self) -> int:
+    def checkpoint_bytes(self, anew: bool = False) -> int:
         """Return the bytes of the largest checkpoint: the base's, and the stages before, each like the first."""
         counts = 0 if self.counts is None else self.counts.nbytes
-        return counts + self.base.checkpoint_bytes() + (self.config.stages - 1) * self.base.generator().nbytes
+        base = self.base.checkpoint_bytes(anew or self._later > 0)
+        return counts + base + (self.config.stages - 1) * self.base.generator().nbytes
 
-    def disk(self) -> int:
-        """Return the bytes that the stages will write outside the run's folder, each like the first."""
-        return self.base.disk() * self.config.stages
+    def disk(self, anew: bool = False) -> int:
+        """Return the bytes that the stages will write outside the run's folder.
+
+        That is what the stage under way lacks, and all of later ones, each like the first: what they build on is not
+        made yet, and so what is made of it cannot be there.
+        """
+        return self.base.disk(anew) + self.base.disk(anew=True) * self._later
+
+    @property
+    def _later(self) -> int:
+        """How many stages follow the one under way."""
+        return self.config.stages - 1 - len(self.done)
 
     def generator(self) -> Generator:
         """Return the stages done and the one under way."""

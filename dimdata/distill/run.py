@@ -39,6 +39,8 @@ CHECKPOINT_SECONDS = 60.0
 COMPILE_FROM_MINUTES = 10.0  # below, compiling would take a good part of the budget
 GRIDS = 10
 
+_CALMER = "Begin another run (--out DIR) with a lower learning rate (--set lr=...)."
+
 
 def distill(
     data: str | Path | RealData,
@@ -87,17 +89,10 @@ def distill(
             checkpoint has then been written).
         DimdataError: Whatever is wrong with the data, the config, the device or the disk.
     """
-    if minutes is not None and steps is not None:
-        raise ArgumentError("Both minutes and steps were given.", "Give one of them.")
-    if minutes is not None and not minutes > 0:
-        raise ArgumentError(f"minutes is {minutes}.", "Give a positive number.")
-    if steps is not None and steps < 1:
-        raise ArgumentError(f"steps is {steps}.", "Give 1 or more.")
-    if not 0 <= probes <= 1000:
-        raise ArgumentError(f"probes is {probes}.", "Give 0 to 1000.")
+    check_budget(minutes, steps, probes)
     folder = Path(out)
     kind = METHODS[method]
-    chosen = make_config(kind.Config, config, settings)
+    chosen = kind.resolve(make_config(kind.Config, config, settings))
     old = existing(folder, resume)
     kept = old.minutes if old and steps is None else None  # the time budget of the run that goes on
     budget = minutes if minutes is not None else kept
@@ -125,7 +120,25 @@ def distill(
         run.plan_minutes(minutes, done)
     elif done > plan.steps:
         raise RunError(f"The run has taken {done} steps, more than the {plan.steps} asked for.", "Ask for more.")
+    if old and done:
+        run.change_budget(old.steps, done)
     return run.go(done)
+
+
+def check_budget(minutes: float | None, steps: int | None, probes: int) -> None:
+    """Refuse a budget that no run can have.
+
+    Raises:
+        ArgumentError: If it is not positive, given twice, or asks for too many probes.
+    """
+    if minutes is not None and steps is not None:
+        raise ArgumentError("Both minutes and steps were given.", "Give one of them.")
+    if minutes is not None and not 0 < minutes < math.inf:
+        raise ArgumentError(f"minutes is {minutes}.", "Give a positive number.")
+    if steps is not None and steps < 1:
+        raise ArgumentError(f"steps is {steps}.", "Give 1 or more.")
+    if not 0 <= probes <= 1000:
+        raise ArgumentError(f"probes is {probes}.", "Give 0 to 1000.")
 
 
 class Run:
@@ -144,6 +157,8 @@ class Run:
         self.progress = progress or (lambda event: None)
         self.command = command
         self.seconds = 0.0  # of training, over all sittings
+        self.taken: dict[str, int] = {}  # steps of each phase
+        self.history: list[str] = []  # what the command alone would not repeat
         self.stop = False
 
     # --- what lies in the folder -------------------------------------------------------------------------------
@@ -151,7 +166,8 @@ class Run:
     def checkpoint(self, done: int) -> None:
         """Write everything needed to go on from step `done`, atomically."""
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.method.state_dict().items()}
-        meta = json.dumps({"done": done, "seconds": round(self.seconds, 1)})
+        seconds = round(self.seconds, 1)
+        meta = json.dumps({"done": done, "seconds": seconds, "taken": self.taken, "history": self.history})
         write_atomic(self.folder / "run.json", json.dumps(self.plan.to_json(), indent=1).encode() + b"\n")
         write_atomic(self.folder / "checkpoint.safetensors", save(tensors, {"dimdata": meta}))
 
@@ -170,8 +186,37 @@ class Run:
             raise RunError(f"{path} cannot be read: {reason}.", "Start the run again in another folder.") from None
         self.seconds = float(meta["seconds"])
         done = int(meta["done"])
+        self.taken = dict(meta.get("taken") or self._due(done))
+        self.history = list(meta.get("history", []))
         self._forget_metrics(done)
         return done
+
+    def _due(self, done: int) -> dict[str, int]:
+        """Return how many steps of each phase lie in the first `done` of the method's budget, in order."""
+        due = {}
+        for phase in self.method.phases():
+            due[phase.name] = min(done, phase.steps)
+            done -= due[phase.name]
+        return due
+
+    def change_budget(self, before: int, done: int) -> None:
+        """Note that a run which has begun goes on with another number of steps than `before`.
+
+        Raises:
+            RunError: If it then stood elsewhere in stages that are finished.
+        """
+        after = self.plan.steps
+        if after == before:
+            return
+        self.method.steps = before
+        stood = self._due(done)
+        self.method.steps = after
+        if self.method.settles and stood != self._due(done):
+            raise RunError(
+                f"The run has taken {done} of {before} steps, and its stages cannot be given {after} steps now.",
+                f"Go on with --steps {before}, or begin another run.",
+            )
+        self.history.append(f"After step {done:,} the budget was changed from {before:,} to {after:,} steps.")
 
     def _forget_metrics(self, done: int) -> None:
         """Drop metrics of steps after the checkpoint, which will be taken again."""
@@ -231,6 +276,8 @@ class Run:
         if not done:
             write_atomic(self.folder / "run.json", json.dumps(self.plan.to_json(), indent=1).encode() + b"\n")
         with self._interruptible():
+            if done:
+                self._catch_up(done)
             first = 0
             for phase in self.method.phases():
                 if done < first + phase.steps:
@@ -238,15 +285,29 @@ class Run:
                     done = first + phase.steps
                 first += phase.steps
             self.checkpoint(done)
-        return self._finish(done)
+        return self._finish()
+
+    def _marks(self, count: int) -> set[int]:
+        """Return `count` steps at equal distances, the last step among them."""
+        return {round(k * self.plan.steps / count) for k in range(1, count + 1)}
+
+    def _catch_up(self, done: int) -> None:
+        """Make the grid and the probe of the last step, if the run was stopped between it and them."""
+        if done in self._marks(GRIDS) and not self._grid_of(done).exists():
+            self._grid(done)
+        path = self.folder / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        probed = {event["step"] for event in map(json.loads, lines) if event.get("phase") == "probe"}
+        if done in self._marks(self.plan.probes) - probed:
+            self._probe(done)
 
     def _phase(self, phase: Phase, first: int, begin: int) -> None:
         clock = saved = logged = time.perf_counter()
         logged_step = begin
-        marks = {round(k * self.plan.steps / GRIDS) for k in range(1, GRIDS + 1)}
-        probes = {round(k * self.plan.steps / self.plan.probes) for k in range(1, self.plan.probes + 1)}
+        marks, probes = self._marks(GRIDS), self._marks(self.plan.probes)
         for step in range(begin, phase.steps):
             losses = phase.step(step)
+            self.taken[phase.name] = self.taken.get(phase.name, 0) + 1
             done = first + step + 1
             now = time.perf_counter()
             checked = now - logged >= LOG_SECONDS or step + 1 == phase.steps or self.stop or done in marks
@@ -266,9 +327,9 @@ class Run:
                     "eta_seconds": round((self.plan.steps - done) / rate, 1),
                     "losses": values,
                 }
+                self._check_finite(values, done)
                 self._record(event)
                 self.progress(event)
-                self._check_finite(values, done)
             if self.stop:
                 self.checkpoint(done)
                 raise RunError(
@@ -288,26 +349,23 @@ class Run:
             clock += aside
             logged += aside
 
+    def _grid_of(self, done: int) -> Path:
+        return self.folder / "grids" / f"step-{done:07d}.png"
+
     def _grid(self, done: int) -> None:
         """Write a sample grid."""
-        grids = self.folder / "grids"
-        grids.mkdir(exist_ok=True)
+        path, generator = self._grid_of(done), self.method.generator()
+        path.parent.mkdir(exist_ok=True)
         try:
-            picture = preview.png(self.method.generator())
+            picture = preview.png(generator)
         except FormatError as error:
-            raise RunError(
-                f"The generator draws values that are not finite at step {done}.",
-                "Lower the learning rate (--set lr=...); the last checkpoint is from before.",
-            ) from error
-        write_atomic(grids / f"step-{done:07d}.png", picture)
+            raise RunError(f"The generator draws values that are not finite at step {done}.", _CALMER) from error
+        write_atomic(path, picture)
 
     def _check_finite(self, values: Mapping[str, float], done: int) -> None:
-        broken = [name for name, value in values.items() if value != value or value in (float("inf"), float("-inf"))]
+        broken = [name for name, value in values.items() if not math.isfinite(value)]
         if broken:
-            raise RunError(
-                f"The loss {broken[0]!r} is not finite at step {done}.",
-                "Lower the learning rate (--set lr=...); the last checkpoint is from before.",
-            )
+            raise RunError(f"The loss {broken[0]!r} is not finite at step {done}.", _CALMER)
 
     def _probe(self, done: int) -> None:
         """Score a student on the held-out part of the training images."""
@@ -344,19 +402,21 @@ class Run:
             for number, handler in old.items():
                 signal.signal(number, handler)
 
-    def _finish(self, done: int) -> Path:
+    def _finish(self) -> Path:
         generator = self.method.generator()
-        real, phases = self.method.real, self.method.phases()
+        real, images = self.method.real, {phase.name: phase.images for phase in self.method.phases()}
         provenance = {
             "dimdata": dimdata.__version__,
             "command": self.command,
             "plan": self.plan.to_json(),
             "data": {"name": real.name, "images": len(real.train.labels), "fingerprint": real.fingerprint},
             "minutes": round(self.seconds / 60, 1),
-            "real_images_consumed": sum(phase.steps * phase.images for phase in phases),
-            "phases": {phase.name: phase.steps for phase in phases},
+            "real_images_consumed": sum(steps * images[name] for name, steps in self.taken.items() if name in images),
+            "phases": self.taken,
             "machine": self.method.engine.describe(),
         }
+        if self.history:
+            provenance["history"] = " ".join(self.history)
         return save_with_card(
             generator, self.folder / "generator", provenance=provenance, preview=preview.png(generator)
         )

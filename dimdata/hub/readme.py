@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dimdata import artifact
 from dimdata.artifact import read_config, update_scores
-from dimdata.errors import ArgumentError, FormatError
+from dimdata.errors import ArgumentError, DimdataError, FormatError
 from dimdata.files import CARD, HOLDOUT, PREVIEW, read_bytes, write_atomic
 from dimdata.generators.base import Generator
 from dimdata.hub.card import card, stored_scores
@@ -21,7 +23,10 @@ from dimdata.scores import Score
 MAX_CARD = 2**20  # bytes
 
 # What differs between two measurements of one thing; all else tells scores apart.
-_MEASURED = ("mean", "std", "seeds", "accuracies", "stages", "seconds", "baselines", "name", "stored_bytes")
+_MEASURED = (
+    *("mean", "std", "seeds", "accuracies", "stages", "seconds", "baselines", "name", "stored_bytes"),
+    *("distinct", "ipc_claim"),  # what the draw and the recipe come to, as it was counted
+)
 
 
 def read_card(folder: str | os.PathLike[str]) -> str | None:
@@ -74,6 +79,8 @@ def save_with_card(
 ) -> Path:
     """Write a generator's folder with a card; what a person added to an older one in its place stays.
 
+    Scores and test images of the older one stay too, where it is the same generator to the bit.
+
     Args:
         generator: What to write.
         folder: Where.
@@ -82,9 +89,26 @@ def save_with_card(
     """
     previous = read_card(Path(folder).expanduser())
     kept(previous)  # what cannot be carried over is told before anything is replaced
-    made = artifact.save(generator, folder, card=previous, **facts)
+    made = artifact.save(generator, folder, card=previous, **{**_measured(generator, Path(folder)), **facts})
     write_card(made, name=name)
     return made
+
+
+def _measured(generator: Generator, folder: Path) -> dict[str, Any]:
+    """Return the scores and test images of a generator that lies in a folder already; nothing where another does."""
+    try:
+        old = artifact.load(generator_folder(folder.expanduser()))
+        scores, test = read_config(folder).scores, artifact.holdout(folder)
+    except DimdataError:  # nothing there, or nothing that can be read
+        return {}
+    pairs = ((old.stored(), generator.stored()), (old.recipe_tensors, generator.recipe_tensors))
+    same = (old.spec, old.recipe) == (generator.spec, generator.recipe) and all(
+        mine.keys() == yours.keys() and all(torch.equal(mine[key].cpu(), yours[key].cpu()) for key in mine)
+        for mine, yours in pairs
+    )
+    if not same:
+        return {}
+    return {"scores": scores, "holdout": None if test is None else dict(zip(("images", "labels"), test, strict=True))}
 
 
 def require_refreshable(source: str | os.PathLike[str]) -> str:
