@@ -169,12 +169,12 @@ class GeneratedDataset(Dataset[tuple[Any, Any]]):
         self.image_shape = spec.image_shape
         self.mean, self.std = spec.mean, spec.std
         self._ordered = any(leg.step_sizes is not None for leg in self.recipe.legs)
-        self._warn()
+        self._warn(source.stages)
 
     def _tell_of_order(self, index: Tensor, epoch: int) -> None:
         """Say once, at the first batch out of the stored order, what learned step sizes need."""
         worker = get_worker_info()
-        if torch.equal(index, torch.arange(len(index)) + index[:1]):
+        if torch.equal(index, torch.arange(len(index), device="cpu") + index[:1]):
             return
         self._ordered = False
         if worker is not None and (worker.id or epoch):  # workers are born anew each epoch, and forget
@@ -186,8 +186,15 @@ class GeneratedDataset(Dataset[tuple[Any, Any]]):
             stacklevel=4,
         )
 
-    def _warn(self) -> None:
+    def _warn(self, stages: int) -> None:
         name = self.generator.name or "This generator"
+        if self.ipc is not None and self.generator.images is None and self.ipc < self.generator.stages:
+            some, drawn = ("image", "first") if self.ipc == 1 else ("images", f"first {self.ipc}")
+            warnings.warn(
+                f"An epoch of {self.ipc} {some} per class draws from the {drawn} of {stages} stages alone; ask for "
+                f"{stages} or more, or stage={self.ipc}.",
+                stacklevel=3,
+            )
         if "poisoned" in self.spec.flags:
             warnings.warn(f"{name} is poisoned: its images were made to mislead what trains on them.", stacklevel=3)
         low, high = self.spec.value_range

@@ -154,6 +154,8 @@ class _Run:
         if row is None:
             row = self._same_as_distinct(cell, key, results) or self.compute(cell, key)
             results.add(row)
+        if cell.what == "generator":
+            row = dataclasses.replace(row, name=self.name)  # the file may know the same generator by another path
         if row.stages and not row.stage_steps:  # of a file that was written before rows said so
             row = dataclasses.replace(row, **self._on_the_way(cell))
         return row

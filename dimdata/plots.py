@@ -52,7 +52,10 @@ def plot(scores: Sequence[Score], path: str | Path) -> Path:
             key = (score.name, score.student, score.protocol, score.levers or "no levers")
             lines.setdefault(key, []).append(score)
     if not lines:
-        raise ArgumentError("There is no score at a number of images per class to plot.", "Evaluate without epochs.")
+        raise ArgumentError(
+            "There is no score at a number of images per class to plot.",
+            "Figures at IPC n need 1,000 epochs of a fresh draw; see the table.",
+        )
     with _figure(Path(path), 6.4, 4.2) as figure:
         axes = figure.subplots()
         _draw_lines(axes, lines)

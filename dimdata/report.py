@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dimdata.protocols import protocol
+from dimdata import protocols
 from dimdata.scores import Score
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def notes(scores: Sequence[Score]) -> list[str]:
     """Return what a reader of the table must know, one sentence or two each."""
     lines, columns = _columns(scores)
     shown = {name for name, _ in columns}
-    tests, protocols = (list(dict.fromkeys(getattr(s, name) for s in lines)) for name in ("test", "protocol"))
+    tests, followed = (list(dict.fromkeys(getattr(s, name) for s in lines)) for name in ("test", "protocol"))
     found = [f"Accuracy on {' or '.join(tests)} in percent, mean ± sample deviation over seeds."] if lines else []
     if any(s.draw == "fresh" and s.ipc_claim for s in lines):
         found.append("IPC n under a fresh draw: 1,000 epochs of n new images per class.")
@@ -113,9 +113,18 @@ def notes(scores: Sequence[Score]) -> list[str]:
         found.append("Levers: options of the draw. Figures without and with them are never taken together.")
     if "drawn" in shown:
         found.append("Drawn: all images drawn, those that were not chosen included.")
-    found += [f"Protocol {name}: {protocol(name).text}" for name in protocols if name != "dimdata"]
+    found += [_protocol(name) for name in followed if name != "dimdata"]
+    alike = ("from stored weights", "stored order", "no augmentation")
+    if any(s.std == 0 and all(words in s.recipe for words in alike) for s in lines):
+        found.append("± 0.00: the start is stored and nothing is shuffled or augmented, so that seeds cannot differ.")
     found += [f"Recipe: {text}." for text in dict.fromkeys(s.recipe for s in lines)]
     return found
+
+
+def _protocol(name: str) -> str:
+    if name not in protocols.names():  # of a newer version
+        return f"Protocol {name:.80} is not known to this version."
+    return f"Protocol {name}: {protocols.protocol(name).text}"
 
 
 def table(scores: Sequence[Score]) -> Table:

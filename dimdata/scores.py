@@ -98,7 +98,9 @@ class Row(Record):
         """Whether the figure may be called one of `ipc` images per class."""
         if self.what in ("distinct", "all") or self.ipc is None:
             return False
-        return self.draw == "fixed" or self.images_seen == CLAIM_EPOCHS * self.images
+        if self.draw == "fixed":
+            return self.distinct <= self.images  # stages of networks show an index anew in each leg
+        return self.images_seen == CLAIM_EPOCHS * self.images
 
     @property
     def budget_text(self) -> str:
@@ -234,7 +236,8 @@ def _score(group: Mapping[int, Row], means: Mapping[tuple[Any, ...], float]) -> 
 class Results:
     """Rows by key, kept in a file of JSON lines as they come.
 
-    A last line that was cut off while it was written does not count, and gives way to the next row.
+    A last line that was cut off while it was written does not count, and gives way to the next row. Several programs
+    may add to one file; each finds the rows that were there when it began.
 
     Args:
         path: The file, made if it is absent. None keeps rows in memory.
@@ -250,7 +253,7 @@ class Results:
         self.path = Path(path) if path is not None else None
         self.rows: dict[str, Row] = {}
         self.shipped = {row.key: row for row in read_rows(shipped)} if shipped.is_file() else {}
-        self._end: int | None = None  # where the last whole line ends, until the first row is added
+        self._cut_off = (0, b"")  # a fragment at the end, until the first row is added: where it begins, and its bytes
         if self.path is not None:
             self._open(self.path)
 
@@ -258,7 +261,9 @@ class Results:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.open("ab").close()  # a place that cannot be written is found now, not after the first student
-            self._end = path.read_bytes().rfind(b"\n") + 1
+            content = path.read_bytes()
+            end = content.rfind(b"\n") + 1
+            self._cut_off = end, content[end:]
         except OSError as error:
             raise world_error(error, f"Writing {path}") from error
         self.rows.update((row.key, row) for row in read_rows(path))
@@ -272,15 +277,25 @@ class Results:
     def add(self, row: Row) -> None:
         """Keep a row, in the file at once."""
         if self.path is not None:
+            line = _line(row)
             try:
-                with self.path.open("ab") as file:
-                    if self._end is not None:
-                        file.truncate(self._end)
-                        self._end = None
-                    file.write(_line(row))
+                self._remove_fragment(self.path)
+                # A buffer for all of it makes one write at the end of the file: lines of several programs never mix.
+                with self.path.open("ab", buffering=len(line) + 1) as file:
+                    file.write(line)
             except OSError as error:
                 raise world_error(error, f"Writing {self.path}") from error
         self.rows[row.key] = row
+
+    def _remove_fragment(self, path: Path) -> None:
+        """Remove the fragment that was there at the beginning, unless another program has done so and gone on."""
+        start, fragment = self._cut_off
+        if fragment:
+            with path.open("r+b") as file:
+                file.seek(start)
+                if file.read() == fragment:
+                    file.truncate(start)
+        self._cut_off = (0, b"")
 
 
 def read_rows(path: str | Path) -> list[Row]:

@@ -6,8 +6,8 @@ the claimed mean by the chance of seeds and of test images alone, whose standard
 
 - seeds: s² (1/m + 1/k), for m students here, k students of the claim and the deviation s between students: the claim's
   own from three seeds on, but never less than `LEAST_DEVIATION`, and `UNKNOWN_DEVIATION` for fewer seeds;
-- test images: p (1 - p) / n, for a claimed accuracy p and n test images; nothing where the claim was measured on the
-  same ones.
+- test images: p (1 - p) (1/n + 1/c), for a claimed accuracy p, n test images here and c of the claim, if it says how
+  many; nothing where the claim was measured on the same ones.
 
 A student below the claim by more than `STANDARD_ERRORS` of these refutes it, but only where it was trained in full. One
 whose training was cut to a budget can confirm a claim, and never refute it.
@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import re
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -41,6 +42,8 @@ UNKNOWN_DEVIATION = 1.0  # where fewer than three students tell it
 MAX_PREVIEW = 20 * 2**20  # bytes
 
 MAX_VALUES = 2**26  # of the images of a preview, beyond which it is not compared
+
+_COUNT = re.compile(r"\(([0-9][0-9,]{0,18})\)\Z")  # how the test images of a score end, as in `mnist test (10,000)`
 
 Preview = Literal["absent", "as drawn", "other", "not compared"]
 Verdict = Literal["confirmed", "refuted", "open"]
@@ -85,7 +88,7 @@ class Trial:
         full: Whether that was all of the claimed training.
         alike: Whether the recipe reads as that of the claim does.
         from_seeds: Standard error that the choice of seeds leaves, in points of accuracy.
-        from_test: Standard error that the choice of test images leaves, likewise.
+        from_test: Standard error that the choice of test images, here and for the claim, leaves, likewise.
         tolerance: How far below the claim a true one may come out.
         verdict: `confirmed`, `refuted`, or `open`: below the claim, and not trained as the claim was.
     """
@@ -182,14 +185,7 @@ def try_claim(
         ArgumentError: If `seeds` is not positive.
         DataError: If there are no test images, or they do not fit.
     """
-    if seeds < 1:
-        raise ArgumentError(f"seeds is {seeds}; at least one student must be trained.", "Use 1 or more.")
-    tested = files.holdout if real is None else len(real.test or ())
-    if not tested:
-        raise DataError(
-            f"There are no real test images to try the claim of {files.name} on.",
-            f"Name the real dataset (--real {training.claim.dataset or 'mnist'}), or check its files alone (--quick).",
-        )
+    tested = require_triable(files, training, real, seeds)
     claim = training.claim
     (score,) = evaluate(
         generator,
@@ -205,7 +201,7 @@ def try_claim(
         on_row=None if on_student is None else lambda row: on_student(row.seed, row.accuracy),
     )
     from_seeds = _deviation(claim) * math.sqrt(1 / seeds + 1 / len(claim.accuracies))
-    from_test = 0.0 if score.test == claim.test else math.sqrt(claim.mean * (100 - claim.mean) / tested)
+    from_test = _test_error(claim, score.test, tested)
     tolerance = STANDARD_ERRORS * math.hypot(from_seeds, from_test)
     verdict: Verdict = "confirmed"
     if score.mean < claim.mean - tolerance:
@@ -225,6 +221,35 @@ def try_claim(
         tolerance=round(tolerance, 2),
         verdict=verdict,
     )
+
+
+def require_triable(files: Files, training: Training, real: RealData | None, seeds: int) -> int:
+    """Find out before any training whether a claim can be tried; arguments and errors as in `try_claim`.
+
+    Returns:
+        How many test images there are.
+    """
+    if seeds < 1:
+        raise ArgumentError(f"seeds is {seeds}; at least one student must be trained.", "Use 1 or more.")
+    tested = files.holdout if real is None else len(real.test or ())
+    if not tested:
+        raise DataError(
+            f"There are no real test images to try the claim of {files.name} on.",
+            f"Name the real dataset (--real {training.claim.dataset or 'mnist'}), or check its files alone (--quick).",
+        )
+    return tested
+
+
+def _test_error(claim: Score, test: str, tested: int) -> float:
+    """Return the standard error, in points, that the choice of test images leaves in the difference from a claim."""
+    if test == claim.test:
+        return 0.0  # the same images are as easy or hard for both, which cancels; students' own errors come with seeds
+    found = _COUNT.search(claim.test)
+    claimed = int(found[1].replace(",", "")) if found else 0
+    # Independent choices err independently. A hold-out is part of the test images, so the two err in part alike, and
+    # this is more than need be: a true claim is not refuted for it.
+    share = 1 / tested + (1 / claimed if claimed else 0)
+    return math.sqrt(claim.mean * (100 - claim.mean) * share)
 
 
 def _other_seeds(taken: Sequence[int], count: int) -> list[int]:

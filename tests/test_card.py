@@ -430,6 +430,17 @@ def test_cards_that_cannot_be_carried_over_are_refused(
         kept(text.replace(*damage, 1))
 
 
+def test_the_name_of_a_generator_with_an_order_stays(tmp_path: Path) -> None:
+    table = make_table(rows=10, stages=())
+    table.recipe = Recipe(legs=(Leg(steps=3, batch_size=10, step_sizes="rates"),), tensors=("rates",))
+    table.recipe_tensors = {"rates": torch.full((3,), 0.1)}
+    folder = save_with_card(table, tmp_path / "g", name="owner/dd-digits")
+    assert 'load("owner/dd-digits")' in render_card(folder)
+    save_with_card(table, folder)
+    assert 'load("owner/dd-digits")' in (folder / "README.md").read_text()
+    assert 'load(".")' in render_card(folder, name="")
+
+
 def test_the_name_stays(generator_folder: Path) -> None:
     write_card(generator_folder, name="owner/dim-digits")
     assert 'GeneratedDataset("owner/dim-digits", ipc=10)' in render_card(generator_folder)
@@ -468,6 +479,18 @@ def test_new_scores_take_the_places_of_old_ones(scores: list[Score]) -> None:
     assert merged[0].baselines == {**fresh.baselines, "all": 99.5}, "those of the older score still hold"
     assert merged[-1] == other
     assert merge([], scores) == scores
+    miscounted = dataclasses.replace(fresh, distinct=7, ipc_claim=False)
+    assert merge([miscounted], [fresh]) == [fresh]
+
+
+def test_the_scores_of_bundled_generators_are_told_apart() -> None:
+    for folder in artifact.bundled().values():
+        scores = [Score.from_json(score, keep_unknown=True) for score in artifact.read_config(folder).scores]
+        assert merge(scores, []) == scores
+
+
+def test_a_card_with_a_protocol_of_a_newer_version_can_be_made(config: ArtifactConfig) -> None:
+    assert "dim-paper-2 is not known to this version." in card(config, aggregate([make_row(protocol="dim-paper-2")]))
 
 
 def test_what_cannot_be_refreshed_is_refused_before_anything_is_trained(generator_folder: Path) -> None:
@@ -532,6 +555,22 @@ def test_update_card_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureF
         assert head(text)["model-index"][0]["results"][0]["metrics"][0]["value"] == score["mean"]
     assert main(["evaluate", "dim-mnist", "--update-card"]) == 2
     assert "not a local folder" in capsys.readouterr().err
+
+
+def test_a_plot_of_nothing_does_not_keep_scores_from_the_card(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    from dimdata.cli.main import main
+
+    network = make_network(image_shape=(1, 8, 8))  # its recipe has two epochs, so there is no figure at an IPC
+    folder = save_with_card(network, tmp_path / "g")
+    words = ["evaluate", str(folder), "--student", "convnet1-w8", "--real", "digits", "--compile", "off"]
+    words += ["--ipc", "1", "--seeds", "1", "--baselines", "none", "--update-card"]
+    assert main([*words, "--plot", str(tmp_path / "a.png")]) == 2
+    assert "1,000 epochs of a fresh draw" in capsys.readouterr().err
+    assert len(artifact.read_config(folder).scores) == 1
+    assert "20 images" in (folder / "README.md").read_text()
 
 
 # --- text of others --------------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from dimdata.errors import ArgumentError, DeviceError, DimdataError, OutOfRangeE
 from dimdata.generators.network import NetworkGenerator
 from dimdata.generators.table import table_generator
 from dimdata.outputs import Normalize
+from dimdata.recipe import Leg, Recipe
 from dimdata.spec import Spec
 
 
@@ -61,6 +62,20 @@ def table(rows=6, classes=3, shape=(1, 2, 2), **arguments):
 
 
 # What an item is.
+
+
+def test_another_default_device_changes_nothing():
+    data = table(rows=6)
+    data.recipe = Recipe(legs=(Leg(steps=2, batch_size=3, step_sizes="rates"),), tensors=("rates",))
+    data.recipe_tensors = {"rates": torch.ones(2)}
+    expected = GeneratedDataset(data)[[0, 1, 2]]
+    torch.set_default_device("meta")
+    try:
+        images, targets = GeneratedDataset(data)[[0, 1, 2]]
+    finally:
+        torch.set_default_device(None)
+    assert torch.equal(images, expected[0])
+    assert torch.equal(targets, expected[1])
 
 
 def test_items_of_a_network():

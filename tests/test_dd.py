@@ -21,6 +21,7 @@ from dimdata.errors import ArgumentError, FormatError, NotFoundError
 from dimdata.evaluate import evaluate
 from dimdata.real import RealData, Split, load_real, random_real, selected_real
 from dimdata.recipe import Leg, Recipe
+from dimdata.report import notes
 from dimdata.students.train import accuracy, save_student, train
 
 PLAIN = {"device": "cpu", "precision": "fp32", "compile": "off"}
@@ -290,6 +291,21 @@ def test_adaptation_moves_a_network_trained_elsewhere(real, tmp_path):
     before = train("mlp", generator, engine=CPU, limit_steps=0).network
     test = (real.test.images, real.test.labels, real.mean, real.std, CPU)
     assert score(generator, real) > accuracy(before, *test) + 0.15
+
+
+@pytest.mark.parametrize(("start", "on", "students"), [("fixed", "", 1), ("random", "digits", 1), ("random", "", 8)])
+def test_probes_train_as_many_students_as_there_are_starts(real, start, on, students):
+    method = make(real, start=start, pretrain={"on": on, "count": 1, "epochs": 1})
+    assert method.probe().students == students
+    generator = method.generator()
+    made = [train("mlp", generator, seed=seed, engine=CPU, limit_steps=0).network.fc1.weight for seed in (0, 1)]
+    assert torch.equal(*made) == (students == 1)
+
+
+def test_scores_of_a_stored_start_say_that_seeds_cannot_differ(hard, real):
+    scores = evaluate(artifact.load(hard), real=real, seeds=2, baselines=(), engine=CPU)
+    assert scores[0].std == 0
+    assert "seeds cannot differ" in " ".join(notes(scores))
 
 
 def test_a_stored_student_as_the_start(real, tmp_path):

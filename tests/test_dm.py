@@ -6,6 +6,7 @@ import torch
 from dimdata import artifact, latents
 from dimdata.distill.config import make_config
 from dimdata.distill.dm import DM, DmConfig
+from dimdata.distill.pdd import PDD, PddConfig
 from dimdata.distill.run import distill
 from dimdata.engine import Engine
 from dimdata.errors import ArgumentError, FormatError
@@ -95,6 +96,18 @@ def test_resumed_is_bit_identical():
     second.load_state_dict(state)
     assert take(second, 3, 6) == losses[3:]
     assert torch.equal(second.table, whole.table)
+
+
+@pytest.mark.parametrize("union", [None, False, True])
+def test_a_later_stage_matches_by_itself_unless_told_otherwise(union):
+    settings = SETTINGS | {"ipc": 4} | ({} if union is None else {"union": union})
+    over = {"base": "dm", "stages": 2, "networks": 1, "age": 4, "settings": settings}
+    pdd = PDD(make_config(PddConfig, over), load_real("digits"), ENGINE, 0, 8)
+    first = pdd.base.table.detach().clone()
+    pdd._advance()
+    assert len(pdd.base._chosen(0)) == (40 if union else 20)
+    if union:
+        torch.testing.assert_close(pdd.base.before, first, atol=0.01, rtol=0)
 
 
 def test_seeds_differ():

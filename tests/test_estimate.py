@@ -6,10 +6,13 @@ import pytest
 
 from dimdata.cli.main import main
 from dimdata.distill.config import make_config
-from dimdata.distill.estimate import estimate
-from dimdata.distill.method import METHODS
-from dimdata.distill.run import distill
+from dimdata.distill.estimate import estimate, steps_within
+from dimdata.distill.method import METHODS, Phase
+from dimdata.distill.mtt import MttConfig
+from dimdata.distill.plan import Plan
+from dimdata.distill.run import Run, distill
 from dimdata.engine import Engine
+from dimdata.errors import ArgumentError
 from dimdata.real import load_real
 
 PLAIN = {"device": "cpu", "precision": "fp32", "compile": "off"}
@@ -27,7 +30,7 @@ TINY = {
     "dd": {"student": "mlp", "inner_steps": 2, "epochs": 2, "batch_size": 50},
     "dm": TABLE | {"real_batch": 8, "zca": 0.1},
     "idc": TABLE | {"real_batch": 4, "net_batch": 20, "net_steps": 1},
-    "mtt": TABLE | {"experts": 3, "expert_epochs": 1, "max_start": 1, "learned_steps": 3, "expert_augment": "crop"},
+    "mtt": TABLE | {"experts": 3, "expert_epochs": 1, "max_start": 2, "learned_steps": 3, "expert_augment": "crop"},
     "pdd": {"base": "mtt", "stages": 2, "networks": 1, "age": 2},
 }
 TINY["pdd"]["settings"] = TINY["mtt"]
@@ -129,6 +132,67 @@ def test_steps_that_fit_into_minutes(real):
     assert phase.steps > 6
     assert found.seconds <= 30
     assert found.seconds > 30 - 2 * phase.seconds_per_step
+
+
+def test_what_is_there_of_the_first_stage_is_not_there_of_later_ones(real, places):
+    fresh = estimate(make("pdd", real))
+    first = make("pdd", real).base
+    for step in range(6):
+        first.phases()[0].step(step)
+    again = estimate(make("pdd", real))
+    ready = {name: phase.ready for name, phase in again.phases.items() if name.endswith("experts")}
+    assert ready == {"stage 1: experts": 6, "stage 2: experts": 0}
+    assert again.phases["stage 2: experts"].seconds > 0
+    assert again.outside_bytes == fresh.outside_bytes / 2 == 3 * first.buffer.info.bytes
+    assert again.checkpoint_bytes == fresh.checkpoint_bytes, "the second stage has experts under way"
+
+
+def test_phases_of_fixed_length_come_off_the_time_first():
+    def phase(name, steps, **more):
+        return Phase(name, steps, lambda step: {}, 0, **more)
+
+    costs = {"experts": 2.0, "match": 1.0, "polish": 3.0}
+    match, polish = phase("match", 600), phase("polish", 200)
+    phases = (phase("experts", 40, fixed=True), match, polish)  # 80 seconds, and 1.5 a step
+    assert steps_within(5.0, phases, costs) == 40 + 146
+    assert steps_within(5.0, (phase("experts", 40, fixed=True, ready=30), match, polish), costs) == 40 + 186
+    assert steps_within(5.0, phases, costs, spent=80.0, taken={"experts": 40}) == 40 + 146
+    assert steps_within(5.0, phases, costs, spent=20.0, taken={"experts": 10}) == 40 + 146
+    assert steps_within(5.0, (match, polish), costs) == 200
+    assert steps_within(1e-9, (match, polish), costs) == 2, "one of each"
+    assert steps_within(84 / 60, phases, costs) == 42
+    assert steps_within(1.0, phases, costs, spent=90.0, taken={"experts": 40, "match": 9, "polish": 1}) == 50
+    words = r"All of experts and a step of match, polish take about 1\.4 minutes, and 1\.3 were given"
+    with pytest.raises(ArgumentError, match=words) as caught:
+        steps_within(1.3, phases, costs)
+    assert caught.value.hint == "Give 1.6 minutes or more."
+    assert steps_within(1.6, phases, costs) > 42
+
+
+@pytest.mark.parametrize("name", ["mtt", "pdd"])
+def test_a_run_planned_by_time_has_matching_steps_and_trains_no_expert_for_it(name, real, places):
+    kind = METHODS[name]
+    config = make_config(kind.Config, TINY[name])
+    facts = {"method": name, "data": real.name, "fingerprint": real.fingerprint, "config": config.to_json()}
+    plan = Plan(**facts, seed=0, steps=STEPS[name])
+    method = kind(config, real, CPU, 0, plan.steps)
+    before = {key: tensor.clone() for key, tensor in method.state_dict().items()}
+    run = Run(places / "run", plan, method, None, "")
+    run.plan_minutes(60.0, 0)
+    steps = {phase.name: phase.steps for phase in method.phases()}
+    assert sum(steps.values()) == run.plan.steps == method.steps
+    experts = 3 * make_config(MttConfig, TINY["mtt"]).passes()
+    assert {count for phase, count in steps.items() if phase.endswith("experts")} == {experts}
+    assert min(count for phase, count in steps.items() if phase.endswith("match")) > 100
+    after = method.state_dict()
+    assert after.keys() == before.keys()
+    assert all(after[key].equal(before[key]) for key in before)
+    assert list(places.iterdir()) == [], "nothing is written"
+    with pytest.raises(ArgumentError, match=r"All of .*experts and a step of .*match take about .* minutes"):
+        run.plan_minutes(1e-6, 0)
+    with pytest.raises(ArgumentError, match=r"All of .*experts and a step of .*match take about .* minutes"):
+        estimate(make(name, real), minutes=1e-6)
+    assert sum(each.steps for each in estimate(make(name, real), minutes=60.0).phases.values()) > 200
 
 
 def test_stages_alike_are_timed_once(real):

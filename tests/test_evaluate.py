@@ -167,6 +167,16 @@ def test_rows_are_those_of_what_was_asked_for(network: Generator, real: RealData
     assert count(ipc=2) == 9
 
 
+def test_rows_are_of_the_generator_that_was_asked_for(network: Generator, real: RealData, tmp_path: Path) -> None:
+    """A copy takes up the rows of the original, and goes by its own name."""
+    path = tmp_path / "scores.jsonl"
+    for name in ("original", "copy"):
+        folder = artifact.save(network, tmp_path / name)
+        for score in run(folder, ipc=1, seeds=1, real=real, baselines=["random"], output=path):
+            assert score.name == (str(folder) if score.what == "generator" else "digits")
+    assert len(read_rows(path)) == 2
+
+
 def test_baselines_are_shared_by_generators_of_one_recipe(network: Generator, real: RealData, tmp_path: Path) -> None:
     path = tmp_path / "scores.jsonl"
     run(network, ipc=1, seeds=1, real=real, output=path)

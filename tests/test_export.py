@@ -21,6 +21,7 @@ import torch
 from conftest import make_network, make_table, recipe
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from markdown_it import MarkdownIt  # of rich
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
@@ -440,6 +441,17 @@ def test_the_card_tells_where_the_images_come_from(tmp_path: Path) -> None:
         "dimdata export dim-mnist --ipc 3 --draws 2 --seed 7 --format webdataset --shard-size 20 -o FOLDER",
     ):
         assert text in card, text
+
+
+@pytest.mark.parametrize("dataset", ["x\n```\n```python\nimport os", "a\nb", "mnist --hostile", "`````"])
+@pytest.mark.parametrize("format", ALL)
+def test_the_dataset_of_a_hostile_generator_adds_no_code(tmp_path: Path, format: str, dataset: str) -> None:
+    def blocks(name: str, dataset: str) -> list[str]:
+        export(table_of(ramp(6), dataset=dataset), tmp_path / name, format=format)
+        tokens = MarkdownIt().parse((tmp_path / name / "README.md").read_text())
+        return [token.content for token in tokens if token.type in ("fence", "code_block")]
+
+    assert blocks("hostile", dataset) == blocks("plain", "")
 
 
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

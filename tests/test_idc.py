@@ -8,6 +8,7 @@ from dimdata import artifact
 from dimdata.dataset import GeneratedDataset
 from dimdata.distill.config import make_config
 from dimdata.distill.idc import IDC, IdcConfig
+from dimdata.distill.pdd import PDD, PddConfig
 from dimdata.engine import Engine
 from dimdata.errors import ArgumentError, FormatError
 from dimdata.generators.table import TableGenerator, enlarged, table_generator
@@ -153,6 +154,56 @@ def test_learned_images_can_take_turns():
     moved = (idc.table.detach() != before).flatten(1).any(1)
     assert moved[:10].all()
     assert not moved[10:].any(), "4 tiles are one sheet"
+
+
+def staged(**settings):
+    """Progressive IDC in its second stage."""
+    over = {"base": "idc", "stages": 2, "networks": 1, "age": 4, "settings": SETTINGS | {"ipc": 4} | settings}
+    pdd = PDD(make_config(PddConfig, over), load_real("digits"), ENGINE, 0, 8)
+    pdd._advance()
+    return pdd
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_a_later_stage_learns_beside_the_images_before_as_they_are_drawn(factor):
+    idc = staged(factor=factor).base
+    generator = idc.earlier.generator
+    index = torch.arange(generator.images)
+    images, labels = generator.draw(torch.empty(len(index), 0), index)
+    own = 2 * factor**2
+    learned = idc._learned(0, 3)
+    assert len(learned) == 2 * own
+    assert torch.equal(learned[own:], idc.normalize(images[labels == 3]))
+    assert torch.equal(learned[:own], staged(factor=factor, union=False).base._learned(0, 3))
+    before = idc.before.clone()
+    table = idc.table.detach().clone()
+    take(idc, 0, 1)
+    assert torch.equal(idc.before, before)
+    assert not torch.equal(idc.table, table)
+
+
+def test_turns_are_shared_with_the_images_before():
+    idc = staged(learned_batch=4).base  # 8 images of a class in either stage
+    found = [idc._learned(step, 7) for step in range(4)]
+    assert [len(images) for images in found] == [4] * 4
+    one, two = (torch.cat([images[part] for images in found]) for part in (slice(2), slice(2, 4)))
+    whole = staged().base._learned(0, 7)
+    assert torch.equal(one, whole[:8])
+    assert torch.equal(two, whole[8:])
+
+
+def test_a_later_stage_resumed_is_bit_identical():
+    whole = staged()
+    for step in range(4):
+        whole.base._step(step)
+    first = staged()
+    first.base._step(0)
+    state = {name: tensor.clone() for name, tensor in first.state_dict().items()}
+    second = PDD(first.config, first.real, ENGINE, 0, 8)
+    second.load_state_dict(state)
+    for step in range(1, 4):
+        second.base._step(step)
+    assert torch.equal(second.base.table, whole.base.table)
 
 
 def test_bad_settings_are_refused():

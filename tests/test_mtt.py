@@ -26,7 +26,7 @@ SETTINGS = {
     "student": "convnet1-w8",
     "experts": 2,
     "expert_lr": 0.05,
-    "max_start": 1,
+    "max_start": 2,
     "expert_epochs": 1,
     "learned_steps": 4,
     "step_size": 0.05,
@@ -73,6 +73,34 @@ def test_the_student_ends_nearer_to_where_the_expert_goes():
     mtt = method(steps=EPOCHS + 16, max_start=0, epochs=2)
     losses = take(mtt, 0, EPOCHS + 16)[EPOCHS:]
     assert sum(losses[-4:]) < 0.9 * sum(losses[:4]), losses
+
+
+@pytest.mark.parametrize("most", [0, 1, 2])
+def test_a_student_starts_before_the_last_place_and_every_epoch_of_an_expert_is_matched(most):
+    mtt = method(max_start=most, learned_steps=1)
+    take(mtt, 0, EPOCHS)
+    pairs = []
+
+    def kept(number, *epochs, weights=mtt._weights):
+        pairs.append(epochs)
+        return weights(number, *epochs)
+
+    mtt._weights = kept
+    for step in range(16):
+        mtt._match_step(step)
+    assert {begin for begin, _ in pairs} == set(range(max(1, most)))
+    assert max(end for _, end in pairs) == mtt.config.passes()
+
+
+def test_learned_images_are_augmented_one_by_one():
+    mtt = method(augment="crop", ipc=2, learned_steps=1)
+    with torch.no_grad():
+        mtt.table.copy_(mtt.table[:1].expand_as(mtt.table))
+    seen = []
+    mtt.network.register_forward_pre_hook(lambda module, given: seen.append(given[0].detach()))
+    mtt._match_part()
+    assert len(seen[0]) == 20
+    assert len(seen[0].flatten(1).unique(dim=0)) > 5
 
 
 def test_the_step_size_is_learned_and_becomes_the_recipe():
@@ -164,6 +192,45 @@ def test_stages_have_experts_of_their_own(cache):
     rates = [leg.lr for leg in pdd.generator().recipe.legs]
     assert len(set(rates)) == 2, "each stage learned a step size"
     assert PDD.default_steps(config) == 5_000 + 2 * EPOCHS
+
+
+def staged(**settings):
+    """Progressive MTT in its second stage."""
+    over = {"base": "mtt", "stages": 2, "networks": 1, "age": 4}
+    base = SETTINGS | {"ipc": 4} | settings.pop("settings", {})
+    pdd = PDD(make_config(PddConfig, over | settings | {"settings": base}), load_real("digits"), ENGINE, 0, 20)
+    pdd._advance()
+    return pdd
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"networks": 2}, {"age": 5}, {"settings": {"recipe": {"legs": [{"epochs": 40, "batch_size": 20}]}}}],
+)
+def test_experts_of_a_later_stage_belong_to_the_training_before_them(change):
+    ours, again, other = (pdd.base.buffer.info for pdd in (staged(), staged(), staged(**change)))
+    assert ours == again
+    assert ours.before
+    assert ours.digest() != other.digest(), "they start from other weights"
+
+
+def test_a_later_stage_learns_beside_the_images_before_which_stand_still():
+    base = staged().base
+    earlier = base.earlier.generator
+    images = base.normalize(earlier.draw(torch.empty(20, 0), torch.arange(20))[0])
+    assert torch.equal(base.before, images)
+    turns = base._turns(0)
+    assert [len(rows) for rows in turns] == [20] * 4, "batches are as large as a stage"
+    assert torch.cat(turns[:2]).sort().values.tolist() == list(range(40))
+    seen = []
+    base.network.register_forward_pre_hook(lambda module, given: seen.append(given[0].detach()))
+    base._match_part()
+    assert torch.equal(seen[0], torch.cat([staged().base.table, images])[turns[0]])
+    assert torch.equal(base.before, images)
+    assert not torch.equal(base.table, staged().base.table)
+    alone = staged(settings={"union": False}).base
+    assert not len(alone.before)
+    assert max(int(rows.max()) for rows in alone._turns(0)) == 19
 
 
 # --- bad input and a full disk ---------------------------------------------------------------------------------------

@@ -32,10 +32,10 @@ def make_row(**changes: Any) -> Row:
         "accuracy": 98.0,
         "steps": 2000,
         "images_seen": 100_000,
-        "distinct": 100_000,
         "stored_bytes": 1_234_567,
         "seconds": 1.5,
     } | changes
+    values.setdefault("distinct", values["images"] if values["draw"] == "fixed" else 100_000)
     key = values.pop("key", "-".join(str(values[name]) for name in ("what", "draw", "seed", "student", "budget")))
     return Row(key=key, **values)
 
@@ -88,6 +88,7 @@ def test_an_ipc_is_claimed_for_1000_fresh_epochs_only() -> None:
     assert budget(images_seen=50_000, epochs=500) == "50,000 images"
     assert budget(images_seen=200_000, epochs=2000) == "200,000 images"
     assert budget(images_seen=50_000, epochs=500, draw="fixed") == "IPC 10"
+    assert budget(draw="fixed", distinct=190) == "100,000 images"  # an index shows another image in each leg
     assert budget(ipc=None) == "100,000 images"
     assert budget(what="distinct") == "100,000 images"
 
@@ -139,6 +140,12 @@ def test_notes_say_what_the_figures_mean(rows: list[Row]) -> None:
     assert "1,000 epochs of n" not in " ".join(notes(aggregate([make_row(images_seen=5)])))
 
 
+def test_scores_by_a_protocol_of_a_newer_version_are_shown() -> None:
+    scores = aggregate([make_row(protocol="dim-paper-2")])
+    assert "dim-paper-2 is not known to this version." in " ".join(notes(scores))
+    assert "98.00" in markdown(scores)
+
+
 @pytest.mark.parametrize("text", ["<b>", "a`b", "[x](y)", "a|b", "*a*", "# a", "$x$"])
 def test_escape(text: str) -> None:
     shown = escape(text)
@@ -175,6 +182,17 @@ def test_a_line_cut_off_gives_way_to_the_next_row(rows: list[Row], tmp_path: Pat
     assert path.read_bytes() == whole[: start + cut]  # reading changes nothing
     again.add(rows[2])
     assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("cut", [0, 20])
+def test_two_programs_add_to_one_file(rows: list[Row], tmp_path: Path, cut: int) -> None:
+    path = tmp_path / "rows.jsonl"
+    Results(path).add(rows[0])
+    path.write_bytes(path.read_bytes() + path.read_bytes()[:cut])
+    first, second = Results(path), Results(path)
+    for results, row in zip((first, second, first, second), rows[1:5], strict=True):
+        results.add(row)
+    assert read_rows(path) == rows[:5]
 
 
 @pytest.mark.parametrize("content", ['{"some": "file"}', "not rows\n", '{"key": "a"}\n', '[1]\n{"key": "', "\x00\xff"])

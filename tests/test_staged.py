@@ -1,6 +1,7 @@
 """Generators in stages, and the recipes that walk them."""
 
 import dataclasses
+import warnings
 
 import pytest
 import torch
@@ -181,6 +182,21 @@ def test_shortened_keeps_the_proportions():
     assert [leg.stage for leg in shortened(walked, 1).legs] == [2]
 
 
+def test_a_fixed_draw_over_networks_counts_the_images_of_all_legs():
+    """An index is drawn from another network as soon as its slot modulo the stages is another."""
+    _, whole = networks(epochs=6)
+    shown = torch.cat([draw(whole.view(stage=k), 100)[0] for k in (1, 2, 3)]).flatten(1)
+    assert len(shown.unique(dim=0)) == 190
+    result = train("convnet1-w8", whole, ipc=10, draw="fixed", engine=ENGINE)
+    assert result.distinct_images == 190
+    assert train("convnet1-w8", whole, ipc=10, draw="fixed", stage=1, engine=ENGINE).distinct_images == 100
+    common = {"students": "convnet1-w8", "seeds": 1, "real": load_real("digits"), "baselines": (), "engine": ENGINE}
+    (score,) = evaluate(whole, ipc=10, draws="fixed", **common)
+    assert (score.distinct, score.ipc_claim, score.budget_text) == (190, False, "600 images")
+    (score,) = evaluate(whole, ipc=1, draws="fixed", **common)  # slot 0 is of the first stage in every leg
+    assert (score.distinct, score.budget_text) == (10, "IPC 1")
+
+
 @pytest.mark.parametrize("kind", ["table", "networks"])
 def test_a_prefix_can_be_trained_on_either_way(kind):
     if kind == "table":
@@ -195,6 +211,26 @@ def test_a_prefix_can_be_trained_on_either_way(kind):
     assert direct.steps == dataset.steps
     for a, b in zip(direct.network.parameters(), dataset.network.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("ipc", "words"),
+    [
+        (1, "1 image per class draws from the first of 3 stages alone; ask for 3 or more, or stage=1"),
+        (2, "2 images per class draws from the first 2 of 3 stages alone; ask for 3 or more, or stage=2"),
+        (3, ""),
+    ],
+)
+def test_stages_that_are_never_drawn_are_told_once(ipc, words):
+    _, whole = networks(epochs=3)
+    for use in (GeneratedDataset, lambda generator, ipc: train("convnet1-w8", generator, ipc=ipc, engine=ENGINE)):
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("default")
+            use(whole, ipc)
+        assert [words in str(each.message) for each in told] == [True] * bool(words)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            use(whole.view(stage=1), ipc)
 
 
 def test_evaluation_reports_the_accuracy_after_each_stage(tmp_path):

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 
@@ -93,6 +94,45 @@ def test_levers_of_training(call):
     assert f"{sum(gains) / 2:+.2f} ±" in next(line for line in out.splitlines() if line.startswith("| projection"))
 
 
+def test_the_critic_without_projection_is_that_of_the_base_but_for_it(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import training_levers  # noqa: F401 (registers it)
+
+    from dimdata.distill.config import make_config
+    from dimdata.distill.critics import CRITICS
+    from dimdata.distill.dim import DimConfig
+
+    name = make_config(DimConfig, "dim-cifar10").critic_name
+    base, without = (CRITICS[each]((3, 16, 16), 10, 8) for each in (name, "no-projection"))
+    shapes = {key: tensor.shape for key, tensor in base.state_dict().items() if not key.startswith("project.")}
+    assert {key: tensor.shape for key, tensor in without.state_dict().items()} == shapes
+    without.load_state_dict({key: tensor for key, tensor in base.state_dict().items() if key in shapes})
+    base.project.weight.data.zero_()
+    base.project.bias.data.zero_()
+    images, labels = torch.rand(4, 3, 16, 16), torch.arange(4)
+    for one, other in zip(base(images, labels), without(images, labels), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_every_trial_has_room_for_what_it_compiles(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import trials
+
+    arguments = ["--real", "digits", "--config", str(tmp_path / "toy.toml"), "--out", str(tmp_path / "rows.jsonl")]
+    (tmp_path / "toy.toml").write_text(TOY)
+    arguments = trials.options("").parse_args([*arguments, "--device", "cpu", "--compile", "on"])
+    outside, inside = torch._dynamo.config.recompile_limit, []
+
+    class Bench(trials.Bench):
+        def _make(self, trial, config, key):
+            inside.append(torch._dynamo.config.recompile_limit)
+            return {"steps": 1, "mflop": 1.0, "bytes": 1, "accuracy": 1.0}
+
+    Bench(arguments).run(trials.Trial(name, "", {"latent": 4 + n}, 1.0, 0) for n, name in enumerate("ab"))
+    assert len(inside) == 2
+    assert min(inside) > outside == torch._dynamo.config.recompile_limit
+
+
 def test_cost_of_scale_gives_more_time_more_steps(call, tmp_path):
     more = ("--marks", "0.005,0.03", "--minutes", "0.005", "--only", "large", "--plot", "plot.svg")
     out, rows = call("cost_of_scale", NETWORKS, *more)
@@ -115,6 +155,63 @@ def test_a_stopped_trial_goes_on_with_its_own_number_of_steps(call, tmp_path):
     (tmp_path / "out" / "rows.jsonl").write_text('{"key": "cut o')
     _, rows = call("generator_ablation", NETWORKS, "--minutes", "0.005", "--only", "small")
     assert [(again["steps"], again["accuracy"]) for again in rows[-1:]] == [(row["steps"], row["accuracy"])]
+
+
+TABLES = """
+student = "convnet1-w8"
+{own}
+[[recipe.legs]]
+epochs = 8
+batch_size = 15
+lr = 0.05
+"""
+OF = {
+    "idc": "real_batch = 4\nnet_batch = 20\nnet_steps = 1",
+    "mtt": "experts = 2\nmax_start = 1\nexpert_epochs = 1\nlearned_steps = 2\nstep_size = 0.05\nzca = 0.1",
+}
+
+
+@pytest.fixture
+def compare(tmp_path, monkeypatch):
+    """Return a function that compares a base with its stages on the digits, and returns the summary and the runs."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.setenv("DIMDATA_BUFFERS", str(tmp_path / "cache"))
+
+    def run(program: str, base: str, *arguments: str) -> tuple[dict, list[dict]]:
+        (tmp_path / "base.toml").write_text(TABLES.format(own=OF[base]))
+        common = ["digits", "--base", base, "--preset", str(tmp_path / "base.toml"), "--student", "convnet1-w8"]
+        places = ["--out", str(tmp_path / "out.json"), "--work", str(tmp_path / "work"), "--stages", "2"]
+        small = ["--set", "augment=none"]
+        monkeypatch.setattr(sys, "argv", [program, *common, *small, *places, *arguments])
+        with torch.compiler.set_stance("force_eager"):  # compiling would take longer than all else
+            __import__(program).main()
+        rows = [json.loads(line) for path in (tmp_path / "work").rglob("scores.jsonl") for line in path.open()]
+        return json.loads((tmp_path / "out.json").read_text()), rows
+
+    return run
+
+
+@pytest.mark.parametrize(("base", "fixed", "images"), [("idc", 0, 4), ("mtt", 2, 1)])
+def test_larger_sets_are_trained_on_alike(compare, base, fixed, images):
+    summary, rows = compare("pdd_curve", base, "--per-stage", "1", "--steps", "3")
+    assert summary["fixed_steps"] == fixed
+    assert [len(point[kind]) for point in summary["points"] for kind in ("single", "progressive")] == [1] * 4
+    by_images = {}
+    for row in rows:
+        by_images.setdefault(row["images"], []).append(row["steps"])
+    assert {count: len(steps) for count, steps in by_images.items()} == {10 * images: 2, 20 * images: 2}
+    assert all(len(set(steps)) == 1 for steps in by_images.values())
+
+
+def test_stages_and_the_base_match_in_as_many_steps(compare, tmp_path):
+    summary, rows = compare("pdd_gain", "mtt", "--ipc", "2", "--steps", "4", "--seeds", "1", "--pdd", "networks=1")
+    assert (summary["steps"], summary["fixed_steps"]) == (4, 2)
+    found = {}
+    for path in (tmp_path / "work").rglob("generator/config.json"):
+        phases = json.loads(path.read_text())["provenance"]["phases"]
+        found[len(phases)] = sum(count for name, count in phases.items() if name.endswith("match"))
+    assert found == {2: 4, 4: 4}
+    assert len({row["steps"] for row in rows}) == 1
 
 
 def test_an_unknown_variant_is_named(call):

@@ -135,7 +135,7 @@ def test_a_true_claim_is_confirmed(folder: Path, real: RealData) -> None:
     assert set(trial.seeds).isdisjoint(trial.claim.seeds)
     assert trial.test == "hold-out (200)"
     p = trial.claim.mean
-    assert trial.from_test == pytest.approx(math.sqrt(p * (100 - p) / 200), abs=1e-3)
+    assert trial.from_test == pytest.approx(math.sqrt(p * (100 - p) * (1 / 200 + 1 / 500)), abs=1e-3)
     assert trial.tolerance == pytest.approx(3 * math.hypot(trial.from_seeds, trial.from_test), abs=0.01)
     assert trial.tolerance < 12
     whole = tried(folder, real=real, seeds=2)
@@ -146,6 +146,22 @@ def test_a_true_claim_is_confirmed(folder: Path, real: RealData) -> None:
 def test_a_false_claim_is_refuted(folder: Path, real: RealData) -> None:
     claim(folder, **too_high(folder))
     assert tried(folder, real=real).verdict == "refuted"
+
+
+def test_the_claims_own_test_images_leave_an_error_too(folder: Path, real: RealData) -> None:
+    """Five points more on 30 images are chance; on many others they would not be."""
+    (score,) = artifact.read_config(folder).scores
+    lucky = {"accuracies": [accuracy + 5 for accuracy in score["accuracies"]], "mean": round(score["mean"] + 5, 2)}
+    claim(folder, **lucky, test="hold-out (30)")
+    trial = tried(folder, real=real)
+    p = trial.claim.mean
+    assert trial.from_test == pytest.approx(math.sqrt(p * (100 - p) * (1 / 500 + 1 / 30)), abs=1e-3)
+    assert trial.verdict == "confirmed"
+    for test in ("others (1,000,000)", "others (0)", "others", "others (many)"):
+        claim(folder, test=test)
+        trial = tried(folder, real=real)
+        assert trial.from_test == pytest.approx(math.sqrt(p * (100 - p) / 500), abs=0.01)
+        assert trial.verdict == "refuted"
 
 
 def test_a_cut_training_confirms_and_never_refutes(folder: Path, real: RealData) -> None:
@@ -249,6 +265,14 @@ def test_the_command_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "points below" in printed.err
     assert main(["verify", str(folder), "--real", "digits", "--budget", "100", *PLAIN]) == 2
     assert "--budget 4000" in capsys.readouterr().err
+
+
+def test_without_test_images_no_training_is_announced(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "holdout.safetensors").unlink()
+    assert main(["verify", str(folder), "--real", "holdout", *PLAIN]) == 2
+    printed = capsys.readouterr()
+    assert "no real test images" in printed.err
+    assert "Training" not in printed.err
 
 
 def test_quick_trains_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,9 +31,13 @@ def real_data(generator: Generator, real: str | None, root: Path | None) -> Real
 
 
 def _size(generator: Generator, real: str | None) -> tuple[int, int] | None:
-    """Return what images of a folder are resized to: the size of the generator's."""
+    """Return what images of a folder are resized to: the size of the generator's; a dataset's name is no folder."""
+    from dimdata.real import names
+
+    if real is None or real.lower() in names() or not Path(real).expanduser().is_dir():
+        return None
     _, height, width = generator.spec.image_shape
-    return (height, width) if real is not None and Path(real).is_dir() else None
+    return height, width
 
 
 def test_images(

@@ -61,7 +61,7 @@ def run(
             f"--student names {len(wanted)} network{'s' * (not wanted)}.", "Name two or more: convnet3,resnet18-thin."
         )
     if plot is not None:
-        output.require_parent(plot)
+        output.require_place(plot, "cross.png")
     from dimdata import load
     from dimdata.artifact import bundled
     from dimdata.cross import columns, cross_architecture, cross_notes, grid

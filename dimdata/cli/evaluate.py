@@ -72,7 +72,7 @@ def run(
     dimdata evaluate ./runs/pdd/generator --ipc 10 --by-stage --plot stages.png
     """
     if plot is not None:
-        output.require_parent(plot)
+        output.require_place(plot, "scores.png")
     if update_card and stage is not None:
         raise ArgumentError(
             "A card holds scores of the whole generator, not of its first stages.", "Leave out --stage."
@@ -135,10 +135,10 @@ def run(
             output.note(text)
         if by_stage:
             output.note("Stages 1-k: what a student reaches that was trained on the first k stages, leg by leg.")
+    if update_card:  # before the plot, which may find nothing to draw
+        output.note(f"Updated {add_scores(name, scores, weights)}")
     if plot is not None:
         output.note(f"plot: {stage_plot(found, plot) if by_stage else draw_scores(scores, plot)}")
-    if update_card:
-        output.note(f"Updated {add_scores(name, scores, weights)}")
 
 
 def words(text: str) -> list[str]:
@@ -163,8 +163,7 @@ def images_per_class(text: str) -> list[int]:
 def tell(row: Row) -> None:
     """Print a row as it is known."""
     what = row.levers or "generator" if row.what == "generator" else f"{row.what} real"
-    budget = f"IPC {row.ipc}" if row.ipc is not None else f"{row.images} images"
     output.note(
-        f"{what}, {row.student}, {budget} {row.draw}, seed {row.seed}: {row.accuracy:.2f} % "
+        f"{what}, {row.student}, {row.budget_text} {row.draw}, seed {row.seed}: {row.accuracy:.2f} % "
         f"({row.images_seen:,} images seen, {output.duration(row.seconds)})"
     )

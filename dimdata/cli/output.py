@@ -40,8 +40,15 @@ def note(text: object) -> None:
     print(plain(text), file=sys.stderr, flush=True)
 
 
-def require_parent(path: Path) -> None:
-    """Raise `ArgumentError` unless a file can be written there as far as its folder goes; asked before long work."""
+def require_place(path: Path, usual: str) -> None:
+    """Raise `ArgumentError` unless a file can be written there as far as folders go; asked before long work.
+
+    Args:
+        path: The file.
+        usual: What such a file may be called, for the hint.
+    """
+    if path.is_dir():
+        raise ArgumentError(f"{path} is a folder.", f"Name a file, such as {path / usual}.")
     parent = path.absolute().parent
     if not parent.is_dir():
         raise ArgumentError(f"There is no folder {parent} to write {path.name} to.", "Make it first.")

@@ -24,7 +24,7 @@ def run(
     teacher: options.Teacher = None,
 ) -> None:
     """Draw a grid of images, one column a class."""
-    output.require_parent(out)
+    output.require_place(out, "preview.png")
     from dimdata import load
     from dimdata.files import write_atomic
     from dimdata.preview import png

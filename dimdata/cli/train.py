@@ -71,7 +71,7 @@ def run(
     dimdata train dim-mnist --ipc 10 --levers best-of=4 --teacher teacher.safetensors
     """
     if out is not None:
-        output.require_parent(out)
+        output.require_place(out, "student.safetensors")
     from dimdata.cells import with_epochs
     from dimdata.engine import Engine, keep_freed_memory
     from dimdata.students.own import user_student
@@ -92,6 +92,7 @@ def run(
     generator = options.levered(generator, levers, teacher)
     recipe = generator.recipe if epochs is None else with_epochs(generator.recipe, epochs)
     if augment is not None:
+        augment = "" if augment == "none" else augment
         recipe = replace(recipe, legs=tuple(replace(leg, augment=augment) for leg in recipe.legs))
     if ipc is None and generator.images is None:
         ipc = 10
@@ -126,7 +127,7 @@ def run(
         "name": generator.name,
         "student": student or recipe.student,
         "ipc": ipc,
-        "draw": draw,
+        "draw": draw if generator.images is None else "fixed",
         "seed": seed,
         "recipe": recipe.describe(),
         "steps": result.steps,

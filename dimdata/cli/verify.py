@@ -65,7 +65,7 @@ def _verify(
     from dimdata.artifact import read_config
     from dimdata.claims import find_training
     from dimdata.engine import Engine, keep_freed_memory
-    from dimdata.verify import try_claim, verify_files
+    from dimdata.verify import require_triable, try_claim, verify_files
 
     engine = Engine.of(*compute)
     try:
@@ -80,6 +80,7 @@ def _verify(
     named, root = tested_on
     data = None if named in (None, against.HOLDOUT) else against.real_data(generator, named, root)
     training = find_training(generator, read_config(files.folder), budget, None if data is None else data.name)
+    require_triable(files, training, data, seeds)
     output.note(_intent(training, seeds))
     keep_freed_memory()
     trial = try_claim(
@@ -102,7 +103,7 @@ def _files(files: Files) -> dict[str, object]:
     shows = {
         "absent": "none here",
         "as drawn": "shows what the generator draws",
-        "other": "is not the grid of `dimdata preview`; judge it by yourself",
+        "other": "is not the grid of `dimdata preview`; look at it yourself",
         "not compared": "was not compared, for the images are large",
     }
     return {

@@ -32,16 +32,18 @@ def run(
     from dimdata.artifact import read_config
     from dimdata.hub.readme import save_with_card
     from dimdata.preview import png
-    from dimdata.real.known import KNOWN
+    from dimdata.real import names
+    from dimdata.real.known import KNOWN, load_digits
     from dimdata.wrap import wrap_npz
 
-    known = KNOWN.get(dataset)
+    name = dataset.lower()
+    known = load_digits() if name == "digits" else KNOWN.get(name)
     generator = wrap_npz(
         images,
         classes=None if classes is None else [name.strip() for name in classes.split(",")],
         mean=_numbers("mean", mean) or (known.mean if known else None),
         std=_numbers("std", std) or (known.std if known else None),
-        dataset=dataset,
+        dataset=name if name in names() else dataset,
     )
     folder = save_with_card(generator, out, provenance={"wrapped": images.name}, preview=png(generator))
     if json:

@@ -253,7 +253,7 @@ class DD(Method):
 
     def probe(self) -> Probe:
         """Score the student itself, trained on all images: the figure that the stored recipe gives again."""
-        return Probe(self.config.student, None, 1 if self.config.start == "fixed" else _PROBED)
+        return Probe(self.config.student, None, 1 if self.starts.alike else _PROBED)
 
     def generator(self) -> Generator:
         """Return the images as a table, with a recipe of their order, step sizes and start."""

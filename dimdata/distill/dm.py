@@ -26,14 +26,12 @@ class DmConfig(TableConfig):
 
     Attributes:
         real_batch: Real images of each class a step.
-        learned_batch: Learned images of each class a step, in turn; 0 = all of them.
-        union: Whether a later stage is to match the real mean together with all images of the stages before it, or by
-            itself.
+        learned_batch: Learned images of each class a step, in turn; 0 = all of them. With `union`, all images of the
+            stages before come on top.
     """
 
     real_batch: int = 128
     learned_batch: int = 0
-    union: bool = False
 
     def check(self) -> None:
         """Refuse values out of range; see `Record.check`."""
@@ -64,15 +62,7 @@ class DM(TableMethod):
         self.network = Watched(self.source.network(0))
         engine.place(self.network).train().requires_grad_(False)
         self.batches = Batches(real.train, engine.device, seed, config.real_batch * real.num_classes)
-        self.before = self._before() if earlier and config.union else self.table.new_empty(0, *real.image_shape)
         self._distance = engine.compile(self._distance_)
-
-    def _before(self) -> Tensor:
-        """Return the images of the stages before, normalised."""
-        assert self.earlier is not None
-        generator = self.earlier.generator
-        index = torch.arange(generator.images or 0, device=generator.device)
-        return self.normalize(generator.draw(torch.empty(len(index), 0), index)[0].to(self.engine.device))
 
     def phases(self) -> tuple[Phase, ...]:
         """Return the one phase."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,9 @@ import torch
 from dimdata import preview
 from dimdata.distill.method import Losses, Method, Phase
 from dimdata.engine import Engine
+from dimdata.errors import ArgumentError
 
+PLANNED_STEPS = 10_000  # from which the shares of the phases are told
 TIMED_SECONDS = 3.0  # of each phase, at least one step
 TIMED_STEPS = 12  # at most
 LONG_SECONDS = 10.0  # a first step of more is not repeated, unless it was compiled on the way
@@ -41,7 +44,8 @@ class Estimate:
 
     Attributes:
         phases: The phases by name.
-        seconds: Of all of them; without starting, sample grids, probes, and what a method does between its steps.
+        seconds: Of all of them; without starting, sample grids, probes, and what a method does between its steps. Later
+            stages count like the first, though batches that hold the images before (`union`) may be larger.
         memory_bytes: The greatest memory in use until now: of the process, or on a GPU of the tensors there; none
             where the system does not tell.
         memory_of: What that is of.
@@ -70,13 +74,14 @@ def estimate(
         minutes: A time budget that decides on the steps.
         grids: Sample grids of the run.
         on_phase: Called with the name of each phase before it is timed.
+
+    Raises:
+        ArgumentError: If the budget in minutes is too short; see `steps_within`.
     """
     outside = method.disk()
-    if minutes is not None:
-        method.steps = 10_000  # what shares of the steps are told from
     if method.engine.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(method.engine.device)
-    phases = method.phases()
+    phases = method.phases() if minutes is None else planned(method)
     costs: dict[str, float] = {}
     for phase in phases:
         if phase.like in costs:
@@ -86,8 +91,7 @@ def estimate(
             on_phase(phase.name)
         costs[phase.name] = _seconds(phase, method.engine)
     if minutes is not None:
-        cost = sum(costs[phase.name] * phase.steps for phase in phases) / sum(phase.steps for phase in phases)
-        method.steps = max(len(phases), int(minutes * 60 / max(cost, 1e-9)))
+        method.steps = steps_within(minutes, phases, costs)
         phases = method.phases()
     found = {}
     for phase in phases:
@@ -106,6 +110,63 @@ def estimate(
         folder_bytes=2 * checkpoint + generator.nbytes + (grids + 1) * grid,
         outside_bytes=outside,
     )
+
+
+def planned(method: Method) -> tuple[Phase, ...]:
+    """Give a method a long budget, and return the phases by which `steps_within` shares out another."""
+    method.steps = PLANNED_STEPS
+    method.steps += sum(phase.steps for phase in method.phases() if phase.fixed)
+    return method.phases()
+
+
+def steps_within(
+    minutes: float,
+    phases: Sequence[Phase],
+    costs: Mapping[str, float],
+    spent: float = 0.0,
+    taken: Mapping[str, int] | None = None,
+) -> int:
+    """Return the steps of all phases together that fit into a time.
+
+    Phases of fixed length come first; what they leave is for the others, in the proportions that they have here.
+
+    Args:
+        minutes: The time.
+        phases: As `planned` returns them.
+        costs: Seconds a step of each, by name.
+        spent: Seconds of the time that are over.
+        taken: Steps that are taken by then, by phase.
+
+    Raises:
+        ArgumentError: If phases of fixed length leave no time for one step of each other phase.
+    """
+    taken = {phase.name: 0 for phase in phases} | dict(taken or {})
+    fixed = [phase for phase in phases if phase.fixed]
+    others = [phase for phase in phases if not phase.fixed]
+    before = sum(costs[p.name] * max(0, p.steps - max(p.ready, taken[p.name])) for p in fixed)
+    todo = before + sum(costs[phase.name] for phase in others if not taken[phase.name])
+    least = spent + todo
+    if fixed and todo and minutes * 60 < least:
+        raise ArgumentError(
+            f"All of {_names(fixed)} and a step of {_names(others)} take about {least / 60:.2g} minutes, "
+            f"and {minutes:g} were given.",
+            f"Give {_rounded_up(least / 60)} minutes or more.",
+        )
+    cost = sum(costs[phase.name] * phase.steps for phase in others) / sum(phase.steps for phase in others)
+    more = int((minutes * 60 - spent - before) / max(cost, 1e-9))
+    done = sum(taken.values())
+    fitting = done + sum(max(0, phase.steps - taken[phase.name]) for phase in fixed) + more
+    return max(done, sum(phase.steps for phase in fixed) + len(others), fitting)
+
+
+def _names(phases: Sequence[Phase]) -> str:
+    return ", ".join(phase.name for phase in phases)
+
+
+def _rounded_up(minutes: float) -> str:
+    """Return minutes in two digits, not less, and with a tenth to spare, since no two measurements agree."""
+    unit = 10.0 ** (math.floor(math.log10(1.1 * minutes)) - 1)
+    return f"{math.ceil(1.1 * minutes / unit) * unit:.10g}"
 
 
 def _seconds(phase: Phase, engine: Engine) -> float:

@@ -34,12 +34,15 @@ class IdcConfig(TableConfig):
 
     Attributes:
         factor: Tiles a side of a sheet; `ipc` counts sheets.
+        union: As in every table, but on unless it is turned off, as published.
         matched: Gradients of which weights are matched: of `all`, or of `convolutions` alone, as published.
         lr: Learning rate of the sheets, in normalised units, at 10 of a class; it is scaled by `ipc / 10`, since the
-            mean over a class's images makes each one's gradient smaller. The published 0.005 is for values in [0, 1]:
-            here it is divided by their variance, about 0.05 for MNIST and 0.08 for CIFAR-10.
+            mean over a class's images makes each one's gradient smaller (with `union`, those before count too). The
+            published 0.005 is for values in [0, 1]: here it is divided by their variance, about 0.05 for MNIST and 0.08
+            for CIFAR-10.
         real_batch: Real images of each class a step.
-        learned_batch: Learned images of each class a step, in turn; 0 = all of them.
+        learned_batch: Learned images of each class a step, in turn; 0 = all of them. With `union`, those of the stages
+            before have their share of it.
         inner: Steps after which another network takes its place.
         net_steps: Steps of the network on real images after each step of the images.
         net_batch: Real images of such a step.
@@ -48,6 +51,7 @@ class IdcConfig(TableConfig):
         net_dialect: Of this augmentation.
     """
 
+    union: bool = True
     factor: int = 2
     matched: Literal["all", "convolutions"] = "all"
     lr: float = 0.05
@@ -99,7 +103,8 @@ class IDC(TableMethod):
                 "Choose factor=1 with zca, or leave zca out.",
             )
         super().__init__(config, real, engine, seed, steps, earlier)
-        self.optimizer.param_groups[0]["lr"] = config.lr * config.ipc / 10
+        seen = config.ipc + len(self.before) // (real.num_classes * config.factor**2)  # sheets of a class
+        self.optimizer.param_groups[0]["lr"] = config.lr * seen / 10
         self.source = self.networks(config.student, seed)
         self.network = engine.place(self.source.network(0)).train()
         self.net_optimizer = torch.optim.SGD(
@@ -142,14 +147,20 @@ class IDC(TableMethod):
         return torch.autograd.grad(loss, self.matched, create_graph=graph)
 
     def _learned(self, step: int, label: int) -> Tensor:
-        """Return the learned images of a class whose turn it is."""
-        tiles = self.config.factor**2
-        count, there = self.config.learned_batch, self.config.ipc * tiles
-        slots = torch.arange(there, device=self.table.device)
-        if 0 < count < there:
-            slots = torch.arange(step * count, (step + 1) * count, device=self.table.device) % there
-        sheets = self.table[slots // tiles * self.real.num_classes + label]
-        return enlarged(sheets, slots % tiles, self.config.factor) if tiles > 1 else sheets
+        """Return the learned images of a class whose turn it is, and with them those of the stages before."""
+        tiles, classes = self.config.factor**2, self.real.num_classes
+        own, before = self.config.ipc * tiles, len(self.before) // classes
+        count = min(self.config.learned_batch or own + before, own + before)
+        share = max(1, round(count * own / (own + before)))
+        slots = self._turn(step, share, own)
+        sheets = self.table[slots // tiles * classes + label]
+        learned = enlarged(sheets, slots % tiles, self.config.factor) if tiles > 1 else sheets
+        return torch.cat([learned, self.before[self._turn(step, count - share, before) * classes + label]])
+
+    def _turn(self, step: int, count: int, there: int) -> Tensor:
+        """Return the `count` places of a step, of `there`, in turn."""
+        first = step * count if count < there else 0
+        return torch.arange(first, first + count, device=self.table.device) % max(1, there)
 
     def _place(self, number: int) -> None:
         """Put network `number` in place, new from its source."""

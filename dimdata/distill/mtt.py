@@ -27,7 +27,6 @@ from dimdata.distill.state import pack_optimizer, unpack_optimizer
 from dimdata.distill.tables import TableConfig, TableMethod
 from dimdata.engine import Engine
 from dimdata.errors import ArgumentError
-from dimdata.generators.base import Generator
 from dimdata.real import RealData, Split
 from dimdata.recipe import Recipe
 from dimdata.spec import Record, require
@@ -45,22 +44,25 @@ class MttConfig(TableConfig):
     Attributes:
         lr: Learning rate of the images, in normalised units.
         experts: Networks trained on real images.
-        epochs: Passes of each; 0 = as many as are matched, `max_start + expert_epochs`.
+        epochs: Passes of each; 0 = as many as are matched, `max_start - 1 + expert_epochs`.
         expert_lr: Their learning rate.
         expert_momentum: Of their SGD.
         expert_batch: Images a step of theirs.
         expert_augment: Augmentation of their images, in the dialect of `augment`.
+        augment: Augmentation of learned images, with values of its own for each image.
+        union: As in every table, but on unless it is turned off, as published.
         buffer: Folder of the trajectories, shared by runs that need the same; empty = one in the cache
             (`DIMDATA_BUFFERS`, or `~/.cache/dimdata/buffers`).
-        max_start: A student starts after 0 to so many epochs of an expert's way.
+        max_start: A student starts after fewer than so many epochs of an expert's way; 0 = at its start, as 1.
         expert_epochs: Epochs that it is to catch up with.
         learned_steps: Steps it has on learned images.
-        learned_batch: Learned images a step, in shuffled turn; 0 = all of them.
+        learned_batch: Images a step, in shuffled turn; 0 = as many as are learned: all of them, but for `union`.
         step_size: The student's step size at first.
         step_size_lr: Learning rate of the step size.
         expert_seed: Of the experts' starts and order; runs of other seeds share the experts.
     """
 
+    union: bool = True
     lr: float = 1000.0
     experts: int = 20
     epochs: int = 0
@@ -86,28 +88,24 @@ class MttConfig(TableConfig):
             require(getattr(self, name) >= 0, f"config.{name} is {getattr(self, name)}; 0 or more is needed.")
         for name in ("expert_lr", "step_size", "step_size_lr"):
             require(getattr(self, name) > 0, f"config.{name} is {getattr(self, name)}; it must be positive.")
-        need = self.max_start + self.expert_epochs
+        need = self.starts() - 1 + self.expert_epochs
         enough = self.epochs == 0 or self.epochs >= need
         require(enough, f"config.epochs is {self.epochs}; max_start and expert_epochs need {need}.")
 
+    def starts(self) -> int:
+        """Return how many places of an expert's way a student may start at."""
+        return max(1, self.max_start)
+
     def passes(self) -> int:
         """Return the passes of an expert."""
-        return self.epochs or self.max_start + self.expert_epochs
-
-
-def _digest(*tensors: Tensor) -> str:
-    found = hashlib.blake2b(digest_size=16)
-    for tensor in tensors:
-        found.update(tensor.detach().cpu().contiguous().numpy().data)
-    return found.hexdigest()
+        return self.epochs or self.starts() - 1 + self.expert_epochs
 
 
 def _images_digest(split: Split) -> str:
-    return _digest(split.images, split.labels)
-
-
-def _generator_digest(generator: Generator) -> str:
-    return _digest(*(tensor for _, tensor in sorted(generator.state_dict().items())))
+    found = hashlib.blake2b(digest_size=16)
+    for tensor in (split.images, split.labels):
+        found.update(tensor.cpu().contiguous().numpy().data)
+    return found.hexdigest()
 
 
 @METHODS.register("mtt")
@@ -144,7 +142,7 @@ class MTT(TableMethod):
         info = BufferInfo(
             student=config.student,
             images=_images_digest(real.train),
-            before=_generator_digest(earlier.generator) if earlier else "",
+            before=earlier.key if earlier else "",
             epochs=config.passes(),
             batch_size=config.expert_batch,
             lr=config.expert_lr,
@@ -180,20 +178,20 @@ class MTT(TableMethod):
         ready = sum(self.buffer.path(number).is_file() for number in range(self.config.experts)) * passes
         images = len(self.real.train)
         return (
-            Phase("experts", experts, self._expert_step, images, part=self._expert_part, ready=ready),
+            Phase("experts", experts, self._expert_step, images, part=self._expert_part, ready=ready, fixed=True),
             Phase("match", max(1, self.steps - experts), self._match_step, 0, part=self._match_part),
         )
 
-    def disk(self) -> int:
-        """Return the bytes of the trajectories that are missing."""
-        return self.buffer.missing_bytes
+    def disk(self, anew: bool = False) -> int:
+        """Return the bytes of the trajectories that are missing, or of all; see `Method.disk`."""
+        return self.config.experts * self.buffer.info.bytes if anew else self.buffer.missing_bytes
 
-    def checkpoint_bytes(self) -> int:
+    def checkpoint_bytes(self, anew: bool = False) -> int:
         """Return the bytes of the largest checkpoint: one with an expert about to be finished, if any is missing."""
         state = {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("expert.")}
         held = sum(tensor.numel() * tensor.element_size() for tensor in state.values())
         momenta = self.buffer.info.parameters * 4 if self.config.expert_momentum else 0
-        return held + (self.buffer.info.bytes + momenta if self.buffer.missing_bytes else 0)
+        return held + (self.buffer.info.bytes + momenta if self.disk(anew) else 0)
 
     # --- experts ------------------------------------------------------------------------------------------------
 
@@ -233,8 +231,8 @@ class MTT(TableMethod):
     # --- matching -----------------------------------------------------------------------------------------------
 
     def _turns(self, step: int) -> list[Tensor]:
-        """Return the rows of each of the student's steps, shuffled pass by pass."""
-        rows, count = len(self.table), self.config.learned_batch or len(self.table)
+        """Return the rows of each of the student's steps, shuffled pass by pass; those before follow the table's."""
+        rows, count = len(self.table) + len(self.before), self.config.learned_batch or len(self.table)
         turns: list[Tensor] = []
         turn = 0
         while len(turns) < self.config.learned_steps:
@@ -243,10 +241,8 @@ class MTT(TableMethod):
             turn += 1
         return turns[: self.config.learned_steps]
 
-    def _loss(self, flat: Tensor, rows: Tensor, key: int) -> Tensor:
-        images = self.augment(self.table[rows], key, torch.zeros_like(rows)).contiguous(
-            memory_format=torch.channels_last
-        )
+    def _loss(self, flat: Tensor, seen: Tensor, rows: Tensor, key: int) -> Tensor:
+        images = self.augment(seen[rows], key).contiguous(memory_format=torch.channels_last)
         with self.engine.autocast():
             logits: Tensor = functional_call(self.network, named(self.network, flat), (images,))
         return F.cross_entropy(logits.float(), rows % self.real.num_classes)
@@ -256,7 +252,7 @@ class MTT(TableMethod):
         key = latents.fold(_STARTS, self.seed)
         draw = torch.tensor([2 * step, 2 * step + 1])
         number = int(latents.integers(key, draw[:1], config.experts))
-        begin = int(latents.integers(key, draw[1:], config.max_start + 1))
+        begin = int(latents.integers(key, draw[1:], config.starts()))
         return self._match(step, *self._weights(number, begin, begin + config.expert_epochs))
 
     def _match_part(self) -> tuple[Losses, float]:
@@ -265,10 +261,10 @@ class MTT(TableMethod):
         return self._match(0, start, 0.9 * start), 1.0
 
     def _match(self, step: int, start: Tensor, target: Tensor) -> Losses:
-        flat = start.clone().requires_grad_()
+        flat, seen = start.clone().requires_grad_(), torch.cat([self.table, self.before])
         for turn, rows in enumerate(self._turns(step)):
             augment = latents.fold(latents.stream("mtt.augment"), self.seed, step, turn)
-            (slope,) = torch.autograd.grad(self._loss(flat, rows, augment), flat, create_graph=True)
+            (slope,) = torch.autograd.grad(self._loss(flat, seen, rows, augment), flat, create_graph=True)
             flat = flat - self.step_size * slope
         loss = (flat - target).square().sum() / (start - target).square().sum()
         self.step_size_optimizer.zero_grad(set_to_none=True)

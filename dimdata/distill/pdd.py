@@ -2,8 +2,8 @@
 
 Stage k is the base method on its own share of the images and of the steps, with one difference: where it would use
 fresh networks, it is given networks that were trained on stages 1 to k-1, which change no more. What is distilled in a
-stage is thus what a student needs next. Any prefix of the stages is a generator, and students are trained on the
-growing union of stages, leg by leg.
+stage is thus what a student needs next. (A base that learns a table may have the images before in its batches, too:
+`union`.) Any prefix of the stages is a generator, and students are trained on the growing union of stages, leg by leg.
 
 Nothing here depends on what the base is: it is asked for a config of one stage (`Method.for_stages`), and its
 generators for their union (`Generator.joined`).

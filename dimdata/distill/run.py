@@ -20,7 +20,8 @@ from torch import Tensor
 import dimdata
 from dimdata import preview
 from dimdata.distill.config import make_config
-from dimdata.distill.method import METHODS, Method, Phase
+from dimdata.distill.estimate import planned, steps_within
+from dimdata.distill.method import METHODS, Losses, Method, Phase
 from dimdata.distill.plan import Plan, compare, existing
 from dimdata.engine import Engine
 from dimdata.errors import INTERRUPTED, ArgumentError, FormatError, RunError
@@ -85,6 +86,7 @@ def distill(
         The folder of the finished generator.
 
     Raises:
+        ArgumentError: If phases of fixed length, such as the training of experts, take all of `minutes`.
         RunError: If `out` holds another run, there is none to resume, or the run was interrupted (exit code 130; a
             checkpoint has then been written).
         DimdataError: Whatever is wrong with the data, the config, the device or the disk.
@@ -244,8 +246,8 @@ class Run:
     def plan_minutes(self, minutes: float, done: int) -> None:
         """Find the number of steps that fits the time left, and leave the method as it was."""
         before = {name: tensor.detach().clone() for name, tensor in self.method.state_dict().items()}
-        self.method.steps = 10_000
-        phases = self.method.phases()
+        taken = self._due(done)
+        phases = planned(self.method)
         costs: dict[str, float] = {}  # seconds a step
         for phase in phases:
             if phase.like in costs:
@@ -254,17 +256,16 @@ class Run:
             warm_up = max(WARM_UP_STEPS, phase.period)  # every function that is compiled is so by then
             timed = math.ceil(TIMED_STEPS / phase.period) * phase.period
             for step in range(warm_up):
-                losses = phase.step(step)
+                losses, _ = _take(phase, step)
             _synchronize(losses)
-            start = time.perf_counter()
+            start, shares = time.perf_counter(), 0.0
             for step in range(timed):
-                losses = phase.step(warm_up + step)
+                losses, share = _take(phase, warm_up + step)
+                shares += share
             _synchronize(losses)
-            costs[phase.name] = (time.perf_counter() - start) / timed
-        cost = sum(costs[phase.name] * phase.steps for phase in phases) / self.method.steps
+            costs[phase.name] = (time.perf_counter() - start) / shares
         self.method.load_state_dict(before)
-        left = minutes * 60 - self.seconds
-        steps = max(done, len(phases), done + int(left / cost))
+        steps = steps_within(minutes, phases, costs, self.seconds, taken)
         self.plan = Plan.from_json(self.plan.to_json() | {"steps": steps, "minutes": minutes})
         self.method.steps = steps
 
@@ -420,6 +421,11 @@ class Run:
         return save_with_card(
             generator, self.folder / "generator", provenance=provenance, preview=preview.png(generator)
         )
+
+
+def _take(phase: Phase, step: int) -> tuple[Losses, float]:
+    """Take a step to time it, or a part where there is one; return the losses and which share of a step it was."""
+    return phase.part() if phase.part else (phase.step(step), 1.0)
 
 
 def _synchronize(losses: Mapping[str, Tensor]) -> None:

@@ -75,6 +75,9 @@ class Starts:
         engine: Device and precision.
         seed: Of all noise.
 
+    Attributes:
+        alike: Whether one network is stored with the result, from which all students start.
+
     Raises:
         ArgumentError: If trained weights do not fit the images and classes.
     """
@@ -84,6 +87,7 @@ class Starts:
     ) -> None:
         self.student, self.law, self.pretrain, self.real, self.engine = student, law, pretrain, real, engine
         self.fixed = start == "fixed"
+        self.alike = self.fixed or bool(pretrain.on)
         self.key = latents.fold(_NETWORKS, seed)
         shape, classes = real.image_shape, real.num_classes
         self.source: NetworkSource = InitLaw(student, shape, classes, law, self.key)
@@ -148,7 +152,7 @@ class Starts:
 
     def stored(self) -> tuple[Start, Weights]:
         """Return what a recipe says of the start, and the tensors it needs for that."""
-        if not self.fixed and not self.pretrain.on:
+        if not self.alike:
             return Start(law=self.law, student=self.student), {}  # type: ignore[arg-type]
         # Of random trained starts, one that distillation never saw.
         weights = self._keep(0 if self.fixed else self.pretrain.count)

@@ -47,6 +47,8 @@ class TableConfig(Record):
         momentum: Of the images' SGD.
         augment: Siamese augmentation of real and learned images, normalised.
         dialect: `one` operation of the list a batch, `each`, or `idc`; see `dimdata.students.augment`.
+        union: Whether a later stage of a progressive distillation has the images of the stages before, which stand
+            still, in its batches of learned images; otherwise it has its own alone there.
         zca: Whiten images by ZCA, with so much added to each variance (0.1 in MTT), instead of normalising them by mean
             and deviation; 0 = do not. Learning rates are then in whitened units, and so is the augmentation; what
             whitens is fitted to the training images and stored with the generator.
@@ -61,6 +63,7 @@ class TableConfig(Record):
     momentum: float = 0.5
     augment: str = DSA
     dialect: Literal["one", "each", "idc"] = "one"
+    union: bool = False
     zca: float = 0.0
     default_steps: int = 5_000
     recipe: Recipe = field(default_factory=published_recipe)
@@ -80,6 +83,8 @@ class TableMethod(Method):
 
     Attributes:
         table: The images in normalised (or whitened) units, float32 `[N, C, H, W]`.
+        before: Those of the stages before as students see them, in the same units, float32 `[M, C, H, W]` by index;
+            none of them without `union`.
         whitening: What whitens images, if anything does.
         optimizer: Moves them.
     """
@@ -105,7 +110,16 @@ class TableMethod(Method):
         self.whitening = self._whitening()
         self.start_seed = latents.fold(latents.stream("table.start"), seed)
         self.table = nn.Parameter(self.normalize(self.start().to(engine.device)))
+        self.before = self._before() if config.union else self.table.new_empty(0, *real.image_shape)
         self.optimizer = torch.optim.SGD([self.table], lr=config.lr, momentum=config.momentum)
+
+    def _before(self) -> Tensor:
+        """Return the images of the stages before, if there are any."""
+        if self.earlier is None:
+            return self.table.new_empty(0, *self.real.image_shape)
+        generator = self.earlier.generator
+        index = torch.arange(generator.images or 0, device=generator.device)
+        return self.normalize(generator.draw(torch.empty(len(index), 0), index)[0].to(self.engine.device))
 
     def _whitening(self) -> Whitening | None:
         """Return what whitens images: fitted to the training images, or that of the stages before."""

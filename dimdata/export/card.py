@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dimdata.export.writer import Plan, Writer, folder_names
+from dimdata.hub.markdown import fenced, printable
 from dimdata.hub.rights import Source, source_of
 from dimdata.report import escape, markdown_table
 
@@ -27,9 +28,9 @@ def card(plan: Plan, writing: type[Writer], notes: Sequence[str], command: str) 
         _summary(plan, facts, source),
         "\n".join(f"- {escape(note)}" for note in notes),
         _table(facts),
-        f"## Load\n\n```python\n{writing.usage(plan)}\n```\n\n`FOLDER` is where these files lie.",
+        f"## Load\n\n{fenced(writing.usage(plan), 'python')}\n\n`FOLDER` is where these files lie.",
         _classes(plan, folder_names(plan.classes) if writing.folders else plan.classes),
-        f"## To make it again\n\n```bash\n{command}\n```" if command else "",
+        f"## To make it again\n\n{fenced(command, 'bash')}" if command else "",
         _rights(source),
     ]
     return f"---\n{_head(plan, source)}\n---\n\n" + "\n\n".join(filter(None, sections)) + "\n"
@@ -44,7 +45,7 @@ def _head(plan: Plan, source: Source) -> str:
         license_link=source.licence_link,
         task_categories=["image-classification"],
         source_datasets=[source.hub_id] if source.hub_id else None,
-        pretty_name=f"{plan.facts['name']}, {plan.images:,} images",
+        pretty_name=f"{printable(plan.facts['name'], 200)}, {plan.images:,} images",
         tags=["dataset-distillation", "dimdata"],
     )
     return data.to_yaml()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import shlex
 import tarfile
 import zipfile
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from dimdata.export.writer import FORMATS, Batch, Plan, Writer, folder_names
 from dimdata.outputs import to_pil
+from dimdata.real import names
 from dimdata.spec import canonical_json
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the time of every entry: the earliest that a zip file can say
@@ -201,7 +201,8 @@ class Npz(Writer):
     @classmethod
     def usage(cls, plan: Plan) -> str:
         """See `Writer.usage`."""
-        known = f" --dataset {shlex.quote(plan.dataset)}" if plan.dataset else ""
+        # Any text may stand for a dataset in a generator of others; names are plain words.
+        known = f" --dataset {plan.dataset}" if plan.dataset in names() else ""
         return f"""# As a generator again: dimdata wrap FOLDER/images.npz ./wrapped{known}
 import numpy
 import torch

@@ -19,7 +19,8 @@ MAX_VALUES = 10_000  # of the metadata
 
 _HEAD = re.compile(r"\A---[ \t]*\n(.*?)^---[ \t]*(?:\n|\Z)", re.DOTALL | re.MULTILINE)
 _MARK = re.compile(r"<!--\s*(/?)keep\s*-->")
-_LOADED = re.compile(r'^dataset = GeneratedDataset\("([A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?)"', re.MULTILINE)
+_NAME = r"[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?"
+_LOADED = re.compile(rf'^(?:dataset = GeneratedDataset|generator = load)\("({_NAME})"', re.MULTILINE)
 # Never a person's; the last three are words that `ModelCardData` takes for itself.
 _OURS = ("library_name", "model-index", "model_name", "eval_results", "ignore_metadata_errors")
 _LISTS = ("tags", "datasets")

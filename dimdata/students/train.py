@@ -212,10 +212,24 @@ class _Run:
 
     def distinct(self) -> int:
         """Return how many different images were shown."""
-        datasets = [feed.dataset for feed in self.feeds]
-        if all(dataset.draw == "fresh" and dataset.generator.images is None for dataset in datasets):
+        datasets = list(dict.fromkeys(feed.dataset for feed in self.feeds))
+        if any(dataset.generator.images is not None for dataset in datasets):
+            return min(self.drawn, max(len(dataset) for dataset in datasets))
+        if datasets[0].draw == "fresh":
             return self.drawn
-        return min(self.drawn, max(len(dataset) for dataset in datasets))
+        return min(self.drawn, _drawn_once(datasets))
+
+
+def _drawn_once(datasets: list[GeneratedDataset]) -> int:
+    """Return how many different images unlimited generators give under a fixed draw, legs taken together.
+
+    Seen through its first k stages, a generator draws an index from the stage of its slot modulo k: one index gives
+    different images in different legs.
+    """
+    most = max(dataset.generator.stages for dataset in datasets)
+    slots = [torch.arange(len(dataset) // dataset.num_classes, device="cpu") for dataset in datasets]
+    pairs = [slot * most + slot % dataset.generator.stages for slot, dataset in zip(slots, datasets, strict=True)]
+    return int(torch.bincount(torch.cat(pairs)).count_nonzero()) * datasets[0].num_classes
 
 
 def _plan(recipe: Recipe, source: Source, engine: Engine, seed: int, normalize: Normalize) -> list[Feed]:

@@ -3,16 +3,20 @@
     python tests/benchmarks/pdd_curve.py fashion-mnist --preset dm-fashion-mnist --per-stage 10 --out curve.json
 
 One progressive run of all stages gives every shorter one, for its first k stages are what a run of k stages makes. The
-base is distilled anew for each total, in as many steps as the stages took together. Students take as many steps on k
-stages as on the one of equal total. Finished runs and scores stay in the working folder, so a stopped call goes on; a
-plot lies beside the results where matplotlib is installed.
+base is distilled anew for each total, in as many steps as the stages took together; steps of fixed length, those of
+MTT's experts, come on top, once for each distillation and each stage. Students take as many steps on k stages as on the
+one of equal total, each stage by what was learned with it. Finished runs and scores stay in the working folder, so a
+stopped call goes on; a plot lies beside the results where matplotlib is installed.
 """
 
 import argparse
+import dataclasses
 import importlib.util
 import json
 import statistics
 from pathlib import Path
+
+from pdd_gain import fixed_steps
 
 from dimdata import artifact
 from dimdata.distill.config import make_config, merge, parse_setting
@@ -21,8 +25,19 @@ from dimdata.distill.run import distill
 from dimdata.distill.staging import walk
 from dimdata.engine import Engine, keep_freed_memory
 from dimdata.evaluate import evaluate
+from dimdata.generators.base import Generator
+from dimdata.generators.table import TableGenerator
 from dimdata.real import load_real
-from dimdata.scores import digest
+from dimdata.recipe import Leg
+from dimdata.scores import Score, digest
+
+
+def first_stages(whole: TableGenerator, count: int, leg: Leg) -> Generator:
+    """Return the first stages, with the recipe that a run of so many makes: `leg`, at what each stage has learned."""
+    part = whole.view(stage=count)
+    alone = [dataclasses.replace(whole.recipe, legs=(dataclasses.replace(leg, lr=own.lr),)) for own in part.recipe.legs]
+    part.recipe = walk(alone, whole.config.stages[:count])
+    return part
 
 
 def draw(points: list[dict], path: Path) -> None:
@@ -54,7 +69,7 @@ def main() -> None:
     parser.add_argument("--per-stage", type=int, default=10, help="images per class of a stage")
     parser.add_argument("--stages", type=int, default=10)
     parser.add_argument("--points", help="numbers of stages to score, such as 1,2,5,10 [default: all]")
-    parser.add_argument("--steps", type=int, default=1000, help="of a stage")
+    parser.add_argument("--steps", type=int, default=1000, help="of a stage, but for those of fixed length")
     parser.add_argument("--student", default="convnet3")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True)
@@ -68,6 +83,8 @@ def main() -> None:
     wanted = [int(word) for word in arguments.points.split(",")] if arguments.points else None
     counts = wanted or list(range(1, arguments.stages + 1))
     kind = METHODS[arguments.base]
+    one = make_config(kind.Config, arguments.preset or None, settings | {"ipc": arguments.per_stage})
+    fixed = fixed_steps(kind, one, real)
 
     def run(name: str, method: str, values: dict, steps: int, seed: int) -> Path:
         of = digest([method, values, steps])[:8]  # another setting is another run
@@ -77,7 +94,7 @@ def main() -> None:
             distill(real, out=out, method=method, settings=values, steps=steps, seed=seed, resume=resume)
         return out
 
-    def score(generator, out: Path, seed: int) -> float:
+    def score(generator: Generator, out: Path, seed: int) -> Score:
         (result,) = evaluate(
             generator,
             students=arguments.student,
@@ -86,7 +103,7 @@ def main() -> None:
             baselines=(),
             output=out / "scores.jsonl",
         )
-        return result.mean
+        return result
 
     points = [{"stages": k, "ipc": k * arguments.per_stage, "progressive": [], "single": []} for k in counts]
     for seed in range(arguments.seeds):
@@ -96,22 +113,27 @@ def main() -> None:
             "preset": arguments.preset,
             "settings": settings | {"ipc": arguments.stages * arguments.per_stage},
         }
-        out = run(f"{arguments.stages}-stages", "pdd", stages, arguments.steps * arguments.stages, seed)
+        out = run(f"{arguments.stages}-stages", "pdd", stages, (arguments.steps + fixed) * arguments.stages, seed)
         whole = artifact.load(out / "generator")
+        if not isinstance(whole, TableGenerator):
+            raise SystemExit(f"The stages of {arguments.base} are no tables.")
         for point in points:
             k = point["stages"]
             config = make_config(kind.Config, arguments.preset or None, settings | {"ipc": point["ipc"]})
-            part = whole.view(stage=k)
-            part.recipe = walk([config.recipe] * k, [arguments.per_stage * real.num_classes] * k)
-            point["progressive"].append(score(part, out, seed))
-            alone = run(f"single-{k}", arguments.base, config.to_json(), arguments.steps * k, seed)
-            point["single"].append(score(artifact.load(alone / "generator"), alone, seed))
+            alone = run(f"single-{k}", arguments.base, config.to_json(), arguments.steps * k + fixed, seed)
+            staged = score(first_stages(whole, k, one.recipe.legs[0]), out, seed)
+            scores = staged, score(artifact.load(alone / "generator"), alone, seed)
+            if len({(each.steps, each.images) for each in scores}) > 1:
+                raise SystemExit(f"The two are not trained alike: {scores}.")
+            for name, each in zip(("progressive", "single"), scores, strict=True):
+                point[name].append(each.mean)
             print(json.dumps({"seed": seed, **point}), flush=True)
             summary = {
                 "dataset": real.name,
                 "base": arguments.base,
                 "per_stage": arguments.per_stage,
                 "steps_per_stage": arguments.steps,
+                "fixed_steps": fixed,
                 "student": arguments.student,
                 "points": points,
                 "machine": Engine.of().describe(),

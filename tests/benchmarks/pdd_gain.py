@@ -4,8 +4,9 @@
     python tests/benchmarks/pdd_gain.py fashion-mnist --base dim --preset dim-fashion-mnist --stages 3 --out gain.json
 
 For each seed the base is distilled once as it is and once in stages, in as many steps altogether, and a student is
-trained on either and scored on the test set. Seconds are those of the distillations, the networks that are trained for
-later stages included. Finished runs and scores stay in the working folder, so a stopped call goes on.
+trained on either and scored on the test set. Steps of fixed length, those of MTT's experts, come on top: once for the
+base, and once for each stage. Seconds are those of the distillations, the networks that are trained for later stages
+included. Finished runs and scores stay in the working folder, so a stopped call goes on.
 """
 
 import argparse
@@ -16,13 +17,20 @@ from pathlib import Path
 
 from dimdata import artifact
 from dimdata.distill.config import make_config, merge, parse_setting
-from dimdata.distill.method import METHODS
+from dimdata.distill.method import METHODS, Method
 from dimdata.distill.run import distill
 from dimdata.engine import Engine, keep_freed_memory
 from dimdata.evaluate import evaluate
 from dimdata.files import write_atomic
-from dimdata.real import load_real
+from dimdata.real import RealData, load_real
 from dimdata.scores import digest
+from dimdata.spec import Record
+
+
+def fixed_steps(kind: type[Method], config: Record, real: RealData) -> int:
+    """Return the steps that a method takes whatever its budget; a stage takes as many as the whole."""
+    method = kind(config, real, Engine.of(), 0, kind.default_steps(config))
+    return sum(phase.steps for phase in method.phases() if phase.fixed)
 
 
 def main() -> None:
@@ -35,7 +43,7 @@ def main() -> None:
     parser.add_argument("--pdd", action="append", default=[], help="a setting of progressive distillation")
     parser.add_argument("--stages", type=int, default=5)
     parser.add_argument("--ipc", type=int, default=10, help="of a table: stored; of a network: an epoch's")
-    parser.add_argument("--steps", type=int, help="of a whole distillation")
+    parser.add_argument("--steps", type=int, help="of a whole distillation, but for those of fixed length")
     parser.add_argument("--epochs", type=int, help="of a student under a fresh draw")
     parser.add_argument("--student", default="convnet3")
     parser.add_argument("--seeds", type=int, default=3)
@@ -54,10 +62,11 @@ def main() -> None:
     if hasattr(kind.Config(), "ipc"):
         settings["ipc"] = arguments.ipc
     config = make_config(kind.Config, arguments.preset or None, settings)
-    steps = arguments.steps or kind.default_steps(config)
+    fixed = fixed_steps(kind, config, real)
+    steps = arguments.steps or kind.default_steps(config) - fixed
     progressive = {"base": arguments.base, "stages": arguments.stages, "preset": arguments.preset, "settings": settings}
 
-    def score(name: str, method: str, values: dict, seed: int) -> dict:
+    def score(name: str, method: str, values: dict, steps: int, seed: int) -> dict:
         of = digest([method, values, steps])[:8]  # another setting is another run
         run = arguments.work / f"{real.name}-{arguments.base}-ipc{arguments.ipc}-{name}-{of}-{seed}"
         folder = run / "generator"
@@ -89,8 +98,9 @@ def main() -> None:
 
     rows = []
     for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
-        single = score("single", arguments.base, config.to_json(), seed)
-        stages = score(f"{arguments.stages}-stages", "pdd", merge(progressive, staged), seed)
+        single = score("single", arguments.base, config.to_json(), steps + fixed, seed)
+        whole = steps + fixed * arguments.stages
+        stages = score(f"{arguments.stages}-stages", "pdd", merge(progressive, staged), whole, seed)
         if (single["student_steps"], single["images"]) != (stages["student_steps"], stages["images"]):
             raise SystemExit(f"The two are not trained alike: {single}, {stages}.")
         rows.append({"seed": seed, "single": single, "progressive": stages})
@@ -102,6 +112,7 @@ def main() -> None:
             "ipc": arguments.ipc,
             "stages": arguments.stages,
             "steps": steps,
+            "fixed_steps": fixed,
             "student": arguments.student,
             "single": round(statistics.mean(row["single"]["accuracy"] for row in rows), 2),
             "progressive": round(statistics.mean(row["progressive"]["accuracy"] for row in rows), 2),

@@ -15,7 +15,7 @@ from pathlib import Path
 from torch import Tensor, nn
 from trials import Bench, Trial, options, plot, summaries, table, variants
 
-from dimdata.distill.critics import CRITICS, ProjectionCritic
+from dimdata.distill.critics import CRITICS, ScaledSpatialCritic
 from dimdata.students import ImageShape
 
 COLUMNS = ("question", "variant", "steps", "accuracy %", "seeds")
@@ -33,8 +33,11 @@ class Nothing(nn.Module):
 
 
 @CRITICS.register("no-projection")
-class UnconditionedCritic(ProjectionCritic):
-    """`projection` without the projection of the class: the label enters through the class head's loss alone."""
+class UnconditionedCritic(ScaledSpatialCritic):
+    """`spatial-scaled`, which `dim-cifar10` has, without the projection of the class.
+
+    The label enters through the class head's loss alone.
+    """
 
     def __init__(self, image_shape: ImageShape, num_classes: int, width: int) -> None:
         super().__init__(image_shape, num_classes, width)
