@@ -6,7 +6,7 @@ import torch
 from dimdata import latents
 from dimdata.distill.config import make_config
 from dimdata.distill.critics import CRITICS
-from dimdata.distill.dim import DiM, DimConfig
+from dimdata.distill.dim import DiM, DimConfig, moments
 from dimdata.distill.run import distill
 from dimdata.engine import Engine
 from dimdata.real import load_real
@@ -62,15 +62,66 @@ def test_a_run_with_the_spatial_critic_and_kernel_matching_leaves_a_generator(tm
     assert '"critic_name": "spatial"' in (tmp_path / "run" / "run.json").read_text()
 
 
-@pytest.mark.parametrize("start_at_mean", [True, False])
-def test_untrained_generators_are_as_bright_as_the_real_images(start_at_mean):
+@pytest.mark.parametrize("start", ["grey", "mean", "varied"])
+def test_how_bright_and_how_different_untrained_images_are(start):
     real = load_real("digits")
-    settings = {"start_at_mean": start_at_mean, "match_share": 0.0, "critic": 4}
-    config = make_config(DimConfig, settings)
+    config = make_config(DimConfig, {"start": start, "match_share": 0.0, "critic": 4})
     method = DiM(config, real, Engine.of("cpu", "fp32", "off"), 0, 10)
-    index = torch.arange(200)
+    index = torch.arange(200)  # 20 of each class
     noise = latents.latents(0, 0, index, method.spec.latent)
-    drawn = method.generator().draw(noise, index)[0].mean((0, 2, 3))
-    wanted = torch.tensor(real.mean) if start_at_mean else torch.tensor([0.5])
+    drawn = method.generator().draw(noise, index)[0]
     assert abs(real.mean[0] - 0.5) > 0.1  # so that the two can be told apart
-    torch.testing.assert_close(drawn, wanted, atol=0.05, rtol=0)
+    wanted = torch.tensor([0.5] if start == "grey" else real.mean)
+    torch.testing.assert_close(drawn.mean((0, 2, 3)), wanted, atol=0.05, rtol=0)
+    deviation = drawn.view(20, 10, -1).std(0).mean()  # among the images of a class
+    assert deviation > 0.03 if start == "varied" else deviation < 0.01
+
+
+def test_a_calm_start_lets_the_rate_rise_and_the_penalty_fall():
+    config = make_config(DimConfig, {"calm": 50, "lr": 0.01, "flatness": 0.02, "match_share": 0.0, "critic": 4})
+    method = DiM(config, load_real("digits"), Engine.of("cpu", "fp32", "off"), 0, 1000)
+    (phase,) = method.phases()
+    rates, weights = [], []
+    for step in (0, 24, 50):
+        phase.step(step)
+        rates.append(method.game.optimizers["critic"].param_groups[0]["lr"])
+        weights.append(method.game.flatness)
+    assert rates == pytest.approx([0.01 / 50, 0.01 / 2, 0.01])
+    assert weights == pytest.approx([0.3, 0.3 * (0.02 / 0.3) ** (24 / 50), 0.02])
+    assert [method._anchor(step) for step in (0, 25, 50)] == [250.0, 125.0, 0.0]
+    short = DiM(config, load_real("digits"), Engine.of("cpu", "fp32", "off"), 0, 40)
+    short.phases()[0].step(10)  # a quarter of a short run is calm at the most
+    assert short.game.flatness == 0.02
+    assert short.game.optimizers["critic"].param_groups[0]["lr"] == 0.01
+
+
+def test_moments_are_those_of_each_pixel_and_have_a_slope_everywhere():
+    torch.manual_seed(0)
+    real, fake = torch.rand(64, 1, 4, 4), torch.rand(64, 1, 4, 4)
+    assert moments(real, real) == 0
+    assert moments(real, real.roll(1, 3)) > 0  # other places
+    assert moments(real, 0.5 + 0.1 * (real - 0.5)) > 10 * moments(real, fake)  # too little variety
+    black = torch.zeros(64, 1, 4, 4, requires_grad=True)
+    moments(real, black).backward()
+    assert black.grad.isfinite().all()
+    assert (black.grad < 0).all()  # brighter is better
+
+
+def test_a_calm_start_keeps_generators_from_turning_black():
+    real = load_real("digits")
+
+    def deviation(settings):
+        torch.manual_seed(0)
+        plain = {"match_share": 0.0, "critic": 16, "network": {"name": "subpixel", "width": 16, "mid": 16, "stem": 8}}
+        method = DiM(make_config(DimConfig, plain | settings), real, Engine.of("cpu", "fp32", "off"), 0, 400)
+        (phase,) = method.phases()
+        for step in range(100):
+            phase.step(step)
+        index = torch.arange(200)
+        drawn = method.generator().draw(latents.latents(0, 0, index, method.spec.latent), index)[0]
+        return drawn.view(20, 10, -1).std(0).mean().item()
+
+    theirs = torch.stack([real.train.images[real.train.labels == k][:100].float().std(0) / 255 for k in range(10)])
+    calm, sudden = deviation({}), deviation({"calm": 0, "start": "mean"})
+    assert calm > theirs.mean() / 2
+    assert calm > 2 * sudden

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -47,8 +47,16 @@ class DimConfig(Record):
     Attributes:
         network: Name and widths of the generator network.
         latent: Values of a latent.
-        start_at_mean: Whether the untrained network draws images as bright as the real ones are on average. Where it
+        start: What the untrained network draws: `grey` images, all but alike (torch's initial weights); as bright as
+            the real ones are on average (`mean`); or that, and different from latent to latent (`varied`). Where it
             begins grey and the real ones are dark, it may turn all its images black in the first steps, and stay so.
+        calm: Steps of a calm start, at most a quarter of all: the learning rate rises from nothing to `lr`, the penalty
+            falls from `calm_flatness` to `flatness`, and `calm_anchor` to nothing. Without it, the critic of some seeds
+            wins outright before the images of a class begin to differ, and the generator learns nothing for hundreds
+            of steps, or for ever.
+        calm_flatness: The penalty's weight in the first of these steps, unless `flatness` is greater.
+        calm_anchor: Weight, in the first of these steps, of the squared distance of the generated batch's mean and
+            deviation from the real one's, pixel by pixel, averaged over pixels and channels.
         storage: Type of the stored weights.
         critic: Channels of the critic's first layer.
         critic_name: Which critic it is: `projection`, `spatial`, `spatial-scaled` or `acgan`; see `critics`.
@@ -92,7 +100,10 @@ class DimConfig(Record):
 
     network: Mapping[str, Any] = field(default_factory=lambda: {"name": "subpixel"})
     latent: int = 64
-    start_at_mean: bool = True
+    start: Literal["grey", "mean", "varied"] = "varied"
+    calm: int = 500
+    calm_flatness: float = 0.3
+    calm_anchor: float = 250.0
     storage: str = "float16"
     critic: int = 48
     critic_name: str = "projection"
@@ -137,7 +148,7 @@ class DimConfig(Record):
         for name in ("lr", "match_lr", "pool_lr"):
             rate = getattr(self, name)
             require(rate is None or rate > 0, f"config.{name} is {rate}; it must be positive.")
-        for name in ("gan_epochs", "match_epochs", "pool_age", "pool_batches"):
+        for name in ("gan_epochs", "match_epochs", "pool_age", "pool_batches", "calm", "calm_flatness", "calm_anchor"):
             require(getattr(self, name) >= 0, f"config.{name} is {getattr(self, name)}; it must not be negative.")
         require(all(0 <= beta < 1 for beta in self.betas), f"config.betas are {self.betas}; they must be in [0, 1).")
         require(0 <= self.match_share <= 1, f"config.match_share is {self.match_share}; it must be in [0, 1].")
@@ -150,6 +161,16 @@ class DimConfig(Record):
         known = ", ".join(SPACES)
         require(self.augment_space in SPACES, f"config.augment_space is {self.augment_space!r}, not one of {known}.")
         require(self.critic >= 1, "config.critic must be 1 or more.")
+
+
+def moments(real: Tensor, fake: Tensor) -> Tensor:
+    """Return how far two batches `[B, C, H, W]` lie apart in the mean and the deviation of each pixel, squared."""
+
+    def deviation(images: Tensor) -> Tensor:
+        return (images.var(0) + 1e-6).sqrt()  # whose slope is finite where a pixel never changes
+
+    distance = (fake.mean(0) - real.mean(0)).square() + (deviation(fake) - deviation(real)).square()
+    return distance.mean()
 
 
 def _epoch(real: RealData, batch_size: int) -> int:
@@ -219,7 +240,9 @@ class DiM(Method):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(latents.fold(latents.stream("dim.init"), seed) >> 1)
             network = build(self.spec)
-            if config.start_at_mean:
+            if config.start == "varied":
+                network.start_varied()
+            if config.start != "grey":
                 network.start_at(real.mean)
             critic = CRITICS[config.critic_name](real.image_shape, real.num_classes, config.critic)
         self.network, self.critic = engine.place(network), engine.place(critic)
@@ -308,10 +331,33 @@ class DiM(Method):
 
     def _rate(self, base: float, step: int) -> float:
         """The learning rate of a step."""
+        calm = self._calm()
+        base *= min(1.0, (step + 1) / calm) if calm else 1.0
         if not self.config.decay:
             return base
         left = (self.steps - step) / (self.steps * self.config.decay)
         return base * max(0.05, min(1.0, left))
+
+    def _calm(self) -> int:
+        """How many steps the calm start takes."""
+        return min(self.config.calm, self.steps // 4)
+
+    def _flatness(self, step: int) -> float:
+        """The penalty's weight at a step: it falls geometrically while the start is calm."""
+        last, calm = self.config.flatness, self._calm()
+        first = max(last, self.config.calm_flatness)
+        if not last or step >= calm or self._trained():
+            return last
+        return float(first * (last / first) ** (step / calm))
+
+    def _anchor(self, step: int) -> float:
+        """The weight of the anchor at a step: it falls linearly to nothing while the start is calm."""
+        calm = self._calm()
+        return self.config.calm_anchor * (1 - step / calm) if step < calm and not self._trained() else 0.0
+
+    def _trained(self) -> bool:
+        """Whether the networks go on from those of a stage before, which need no anchor."""
+        return bool(self.earlier and self.earlier.state)
 
     def _class_weight(self, step: int) -> float:
         """The generator's weight of the classification loss at a step."""
@@ -320,7 +366,13 @@ class DiM(Method):
 
     def _gan_step(self, step: int) -> Losses:
         real, labels = self.gan_batches.at(step)
-        return self._play(step, real, labels, self.config.lr)
+        weight = self._anchor(step)
+
+        def anchoring(fake: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            loss = moments(real, fake)
+            return weight * loss, {"anchor": loss.detach()}
+
+        return self._play(step, real, labels, self.config.lr, anchoring if weight else None)
 
     def _match_step(self, step: int) -> Losses:
         real, labels = self.match_batches.at(step)
@@ -334,7 +386,13 @@ class DiM(Method):
     def _play(self, step: int, real: Tensor, labels: Tensor, lr: float, extra: Extra | None = None) -> Losses:
         """Play a round of the game, and take its result into the average."""
         losses = self.game.play(
-            step, real, labels, lr=self._rate(lr, step), class_weight=self._class_weight(step), extra=extra
+            step,
+            real,
+            labels,
+            lr=self._rate(lr, step),
+            class_weight=self._class_weight(step),
+            flatness=self._flatness(step),
+            extra=extra,
         )
         self.average.update_parameters(self.network)
         return losses

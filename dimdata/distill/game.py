@@ -51,7 +51,7 @@ class Game:
         self.penalty = PENALTIES[config.penalty]
         self.round = ROUNDS[config.round]
         self.augment = parse(config.augment)
-        self.lr = config.lr
+        self.lr, self.flatness = config.lr, config.flatness
         self.class_weight = torch.tensor(config.class_weight, device=engine.device)  # so that no value is compiled in
         self.fake = engine.compile(self._fake_)
         self.critic_loss = engine.compile(self._critic_loss_)
@@ -114,7 +114,7 @@ class Game:
             Its loss, and its scores `[B]` of the real images before the move, both detached.
         """
         loss, real_scores = self.critic_loss(real, fake, labels, fake_labels)
-        weight, every = self.config.flatness, self.config.flatness_every
+        weight, every = self.flatness, self.config.flatness_every
         if weight and step % every == 0:
             key = self.key(self.config.penalty, step)
             loss = loss + weight * every * self.slope(*self.penalty.place(real, fake, labels, fake_labels, key))
@@ -163,6 +163,7 @@ class Game:
         *,
         lr: float,
         class_weight: float,
+        flatness: float,
         extra: Extra | None = None,
     ) -> dict[str, Tensor]:
         """Play one round: a move of each network.
@@ -173,12 +174,13 @@ class Game:
             labels: Theirs, int64 `[B]`.
             lr: Learning rate of both networks.
             class_weight: The generator's weight of the classification loss.
+            flatness: Weight of the penalty on the critic's slope.
             extra: Another term of the generator's loss.
 
         Returns:
             Losses to show, the critic's first.
         """
-        self.lr = lr
+        self.lr, self.flatness = lr, flatness
         self.class_weight.fill_(class_weight)
         return self.round(self, step, real, labels, extra)
 

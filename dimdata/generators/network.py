@@ -35,6 +35,12 @@ class Architecture(nn.Module, ABC):
     def start_at(self, mean: Sequence[float]) -> None:
         """Let an untrained network draw images of about this mean of each channel, in [0, 1], where it knows how."""
 
+    def start_varied(self) -> None:
+        """Let an untrained network draw images that differ from latent to latent, where it knows how.
+
+        Under torch's own initial weights each layer passes on a sixth of the variance, so that they are all but alike.
+        """
+
     def shared(self) -> tuple[nn.Parameter, ...]:
         """Return the parameters that the first stage of a progressive distillation trains for all.
 

@@ -125,6 +125,16 @@ class PyramidNet(Architecture):
         with torch.no_grad():
             bias.copy_(share.clamp(0.01, 0.99).logit())
 
+    def start_varied(self) -> None:
+        """Draw weights that keep the variance (He et al., ICCV 2015); see `Architecture.start_varied`."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                followed = module is not self.project and module is not self.image  # by a ReLU
+                deviation = math.sqrt((2 if followed else 1) / module.weight[0].numel())
+                nn.init.normal_(module.weight, std=deviation)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
     def forward(self, latent: Tensor, label: Tensor) -> Tensor:
         """Map latents `[B, Z]` and labels int64 `[B]` to images `[B, C, H, W]`."""
         x = self.project(latent) + self.label(label)

@@ -1,7 +1,7 @@
 """Does matching earn its place? The second phase of DiM against giving the same time to the first.
 
     python tests/benchmarks/matching_gain.py fashion-mnist --steps 2000 --seeds 3 --out gain.json
-    python tests/benchmarks/matching_gain.py mnist --config dim-mnist --set start_at_mean=true --out gain.json
+    python tests/benchmarks/matching_gain.py mnist --config dim-mnist --set start=varied --set calm=500 --out gain.json
 
 For each seed two generators are distilled: one with the matching phase, one without it and with as many more steps of
 the GAN phase as take the same time (by the seconds per step measured in the first run). A student is trained on each
