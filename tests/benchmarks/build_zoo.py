@@ -2,6 +2,7 @@
 
     python tests/benchmarks/build_zoo.py dim-mnist runs/dim-mnist/generator --real mnist --rows mnist.jsonl
     python tests/benchmarks/build_zoo.py --cards  # render the cards of all of them anew, and nothing else
+    python tests/benchmarks/build_zoo.py dim-mnist --cards --gain gain.json  # put a measured gain on a card first
 
 ROWS is what `dimdata evaluate --output` wrote. Nothing is computed that a row does not hold, except the distance of
 draws to their nearest training images.
@@ -16,6 +17,8 @@ import torch
 
 import dimdata.artifact as artifact
 from dimdata import latents, preview
+from dimdata.config import config_bytes, raw_config
+from dimdata.files import CONFIG, write_atomic
 from dimdata.hub.readme import save_with_card, write_card
 from dimdata.nearest import nearest_check
 from dimdata.real import load_real, subset
@@ -49,6 +52,13 @@ def refresh_cards() -> None:
         print(write_card(folder, name=name))
 
 
+def note_gain(name: str, path: Path) -> None:
+    """Put the measured gain of the matching phase into the config of a bundled generator."""
+    raw = raw_config(ZOO / name)
+    provenance = raw["provenance"] | {"matching_gain": json.loads(path.read_text())}
+    write_atomic(ZOO / name / CONFIG, config_bytes(raw | {"provenance": provenance}))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", nargs="?")
@@ -63,6 +73,8 @@ def main() -> None:
     parser.add_argument("--history", help="what happened on the way that the command would not repeat")
     arguments = parser.parse_args()
     if arguments.cards:
+        if arguments.gain:
+            note_gain(arguments.name, arguments.gain)
         refresh_cards()
         refresh_readme()
         return
