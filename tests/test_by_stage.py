@@ -221,6 +221,14 @@ def test_a_prefix_beyond_the_last_stage_and_generators_without_stages_are_told_i
         assert len(shown.err.strip().splitlines()) == 2, "a sentence and a remedy"
 
 
+def test_a_fixed_draw_is_plotted_under_any_number_of_epochs(run, tmp_path):
+    flat = artifact.save(make_network(image_shape=(1, 8, 8)), tmp_path / "flat")
+    words = ["evaluate", flat, "--epochs", 2, "--ipc", "1,2", "--draw", "fixed", "--real", "digits", "--seeds", 1]
+    shown = run(*words, "--student", "convnet1-w8", "--baselines", "none", "--plot", tmp_path / "fixed.svg", *PLAIN)
+    assert shown.code == 0, shown.err
+    assert "fixed draw" in drawn(tmp_path / "fixed.svg")
+
+
 def test_evaluate_of_a_prefix(run, folder):
     words = ["evaluate", folder, "--student", "convnet1-w8", "--seeds", 1, "--baselines", "none", "--json", *PLAIN]
     whole, part = json.loads(run(*words).out), json.loads(run(*words, "--stage", 2).out)

@@ -97,9 +97,10 @@ def run(
     generator = options.levered(load(name), levers, teacher)
     if by_stage:
         require_stages(generator.view(stage=stage), find_protocol(protocol))
-    elif plot is not None and epochs is not None and generator.images is None:
+    elif plot is not None and epochs is not None and generator.images is None and "fixed" not in words(draw):
         raise ArgumentError(
-            "Under --epochs there are no figures at a number of images per class to plot.", "Leave out one of the two."
+            "Under --epochs a fresh draw has no figures at a number of images per class to plot.",
+            "Leave out one of the two.",
         )
     rows: list[Row] = []
 
