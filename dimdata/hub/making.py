@@ -154,7 +154,11 @@ def gain(data: Any) -> str:
     """Return the section on what the matching phase added over giving its time to the first; empty if not measured."""
     if not isinstance(data, Mapping) or not data:
         return ""
-    rows = [f"| {shown(str(key).replace('_', ' '))} | {shown(fact(value))} |" for key, value in data.items()]
+    rows = [  # lists, those of single runs, are in `config.json` alone
+        f"| {shown(str(key).replace('_', ' '))} | {shown(fact(value))} |"
+        for key, value in data.items()
+        if not isinstance(value, list)
+    ]
     return (
         "## Gain of the matching phase\n\nAgainst the same time given to the first phase alone:\n\n"
         f"{table('| | |', rows[:MAX_LINES])}"
