@@ -117,6 +117,7 @@ def test_equal_runs_give_equal_files(tmp_path):
         {"soft": True},
         {"start": "random", "networks": 2, "law": "orthogonal"},
         {"start": "random", "pretrain": {"on": "digits", "count": 2, "epochs": 1}},
+        {"start": "random", "networks": 3, "epochs": 4, "window": 3},
     ],
 )
 def test_a_resumed_run_goes_on_bit_by_bit(real, settings):
@@ -170,6 +171,19 @@ def test_fewer_images_than_classes_begin_with_a_share_of_each(real):
     assert targets[0].topk(2).indices.sort().values.tolist() == [0, 5]
     with pytest.raises(FormatError, match="soft"):
         make(real, inner_steps=1, images=5)
+
+
+def test_windows_end_anywhere_from_their_own_length_on(real):
+    method = make(real, start="random", epochs=4, window=3)
+    ends = [method._end(step) for step in range(200)]
+    assert set(ends) == set(range(3, 9))
+    assert ends == [make(real, start="random", epochs=4, window=3)._end(step) for step in range(200)]
+    assert {make(real, epochs=4)._end(step) for step in range(20)} == {8}
+    before = method.learned["sizes"].detach().clone()
+    end = method._end(0)
+    take(method, 0, 1)
+    moved = method.learned["sizes"].detach().ne(before)
+    assert moved.tolist() == [end - 3 <= t < end for t in range(8)]
 
 
 def test_soft_targets_move_and_hard_ones_do_not(real):
@@ -319,6 +333,12 @@ def test_a_stored_student_as_the_start(real, tmp_path):
         make(real, student="convnet2-w8", pretrain={"on": str(path)})
     with pytest.raises(ArgumentError, match="one start"):
         make(real, start="random", pretrain={"on": str(path)})
+
+
+@pytest.mark.parametrize("settings", [{"window": 5}, {"window": -1}, {"network_clip": -1.0}])
+def test_windows_and_clips_out_of_range(settings):
+    with pytest.raises(FormatError, match=f"config.{next(iter(settings))} is "):
+        make_config(DDConfig, TINY | settings)
 
 
 def test_settings_that_contradict_one_another(real):

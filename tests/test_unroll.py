@@ -112,6 +112,37 @@ def test_a_network_that_diverges_is_left_out():
     assert unroll.gradients([weights[1]], **given).loss.isnan()
 
 
+def test_a_window_is_a_training_that_begins_late():
+    network, weights, given = problem("convnet2-w8", (1, 8, 8), count=2, batches=2, steps=6)
+    unroll = Unroll(network, CPU)
+    found = unroll.gradients(weights, **given, window=4)
+    after = unroll.trajectory(weights, given["images"], given["targets"], given["sizes"])[2]
+    late = [{name: tensor[number] for name, tensor in after.items()} for number in range(2)]
+    expected = unroll.gradients(late, **given | {"sizes": given["sizes"][2:]})
+    for name in ("loss", "images", "targets"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(found.sizes[2:], expected.sizes, rtol=1e-10, atol=1e-12)
+    assert not found.sizes[:2].any()
+    assert found.images.ne(unroll.gradients(weights, **given).images).any()
+
+
+def test_one_network_on_the_edge_does_not_decide():
+    network, weights, given = problem("mlp", (1, 5, 5), count=3)
+    unroll = Unroll(network, CPU)
+    shares = list(zip(given["real"].tensor_split(3), given["labels"].tensor_split(3), strict=True))
+    norms = [
+        [float(value.norm()) for value in values(unroll.gradients([one], **given | {"real": x, "labels": y}))[1:]]
+        for one, (x, y) in zip(weights, shares, strict=True)
+    ]
+    most = torch.tensor(norms).median(0).values
+    cut = values(unroll.gradients(weights, **given, limit=0.01))[1:]
+    for value, bound in zip(cut, most, strict=True):
+        assert 0 < float(value.norm()) <= 0.01 * float(bound) * (1 + 1e-6)
+    plain = unroll.gradients(weights, **given)
+    for ours, other in zip(values(unroll.gradients(weights, **given, limit=1e6)), values(plain), strict=True):
+        assert torch.equal(ours, other)
+
+
 def test_the_trajectory_is_gradient_descent():
     network, weights, given = problem("lenet", (1, 28, 28), batches=2, steps=3)
     path = Unroll(network, CPU).trajectory(weights, given["images"], given["targets"], given["sizes"])

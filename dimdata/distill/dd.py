@@ -38,6 +38,7 @@ from dimdata.spec import Record, require
 SIZES = "step_sizes"  # the recipe tensor of the learned step sizes
 
 _BATCHES = latents.stream("dd.batches")
+_ENDS = latents.stream("dd.ends")
 _PROBED = 8  # random starts
 _LEAST = 1e-4  # of a class's share of a soft label that learning goes on from
 
@@ -69,6 +70,11 @@ class DDConfig(Record):
         lr_targets: Of the soft labels' logits.
         lr_sizes: Of the step sizes, behind a softplus: nearly the relative change of a small one.
         lr_end: The share of the learning rates that a cosine falls to.
+        window: Unroll to a random end of the training, at this step or later, and go back through so many steps from
+            there (RaT-BPTT: Feng et al., ICLR 2024); 0 = always to the last step, and through all. A long training
+            that is unrolled whole has gradients of any size, and one of its windows costs less.
+        network_clip: The gradient of one network is cut to so many times the median norm of a step's networks; 0 =
+            never.
         clip: A gradient is cut to so many times its usual norm, as Adam's second moments tell it; 0 = never.
         default_steps: Steps of a run that names no budget.
     """
@@ -93,6 +99,8 @@ class DDConfig(Record):
     lr_targets: float = 0.01
     lr_sizes: float = 0.01
     lr_end: float = 0.01
+    window: int = 0
+    network_clip: float = 1.0
     clip: float = 3.0
     default_steps: int = 5_000
 
@@ -106,6 +114,9 @@ class DDConfig(Record):
             require(getattr(self, name) > 0, f"config.{name} is {getattr(self, name)}; it must be positive.")
         require(0 < self.smoothing < 1, f"config.smoothing is {self.smoothing}; it must be in (0, 1).")
         require(0 <= self.lr_end <= 1, f"config.lr_end is {self.lr_end}; it must be in [0, 1].")
+        steps = self.inner_steps * self.epochs
+        require(0 <= self.window <= steps, f"config.window is {self.window}; 0 to {steps} are steps of the training.")
+        require(self.network_clip >= 0, f"config.network_clip is {self.network_clip}; it must not be negative.")
         require(self.clip >= 0, f"config.clip is {self.clip}; it must not be negative.")
         require(
             self.start == "random" or self.networks == 1,
@@ -142,6 +153,7 @@ class DD(Method):
         self.mean = torch.tensor(real.mean, device=engine.device)[:, None, None]
         self.std = torch.tensor(real.std, device=engine.device)[:, None, None]
         self.batches = Batches(real.train, engine.device, latents.fold(_BATCHES, seed), config.batch_size)
+        self._ends = latents.fold(_ENDS, seed)
         self.starts = Starts(config.student, config.law, config.start, config.pretrain, real, engine, seed)
         self.unroll = Unroll(self.starts.template(), engine)
         self.hard = _by_row(rows, classes).view(config.inner_steps, self.per_step, classes).to(engine.device)
@@ -208,20 +220,23 @@ class DD(Method):
         real, labels = self.batches.at(step)
         weights = self.starts.weights(step, self.config.networks)
         targets, sizes = self.targets(), self.sizes()
+        taken = sizes[: self._end(step)]
         found = self.unroll.gradients(
             weights,
             self.learned["images"].detach(),
             targets.detach(),
-            sizes.detach(),
+            taken.detach(),
             self.normalise(real),
             self.objective.labels(labels),
+            window=self.config.window,
+            limit=self.config.network_clip,
         )
         self.optimizer.zero_grad(set_to_none=True)
         if self.config.learn_images:
             self.learned["images"].grad = found.images
         if self.config.soft:
             targets.backward(found.targets)  # type: ignore[no-untyped-call]
-        sizes.backward(found.sizes)  # type: ignore[no-untyped-call]
+        taken.backward(found.sizes)  # type: ignore[no-untyped-call]
         share = (1 + math.cos(math.pi * min(1.0, step / self.steps))) / 2
         share = self.config.lr_end + (1 - self.config.lr_end) * share
         for group, rate in zip(self.optimizer.param_groups, self.rates.values(), strict=True):
@@ -230,6 +245,13 @@ class DD(Method):
                 self._cut(group["params"][0], group["betas"][1])
         self.optimizer.step()
         return {"loss": found.loss, "step size": sizes.detach().mean()}
+
+    def _end(self, step: int) -> int:
+        """Return how many steps of the training are taken before it is judged."""
+        steps, window = self.config.inner_steps * self.config.epochs, self.config.window
+        if not window:
+            return steps
+        return window + int(latents.integers(self._ends, torch.tensor([step]), steps - window + 1))
 
     def _cut(self, tensor: Tensor, decay: float) -> None:
         """Shorten a gradient that is much longer than usual: a training on the edge of divergence says little."""

@@ -144,6 +144,9 @@ class Unroll:
         sizes: Tensor,
         real: Tensor,
         labels: Tensor,
+        *,
+        window: int = 0,
+        limit: float = 0.0,
     ) -> Gradients:
         """Train networks, judge them by the cross-entropy of a real batch, and return its gradients.
 
@@ -155,6 +158,9 @@ class Unroll:
             real: Normalised images `[M, C, H, W]`. Several networks share them out in their order, M / N each:
                 networks differ more than batches do.
             labels: int64 `[M]`, or distributions `[M, K]`.
+            window: Go back through so many of the last steps only, as if the weights before them were given; 0 = all.
+            limit: Cut the gradient of a network, for images, targets and step sizes each, to so many times the median
+                norm of those of all networks, so that one on the edge of divergence does not decide; 0 = never.
         """
         count = len(weights)
         if self._unfolded is None:
@@ -166,13 +172,15 @@ class Unroll:
         of_targets = targets.new_zeros(count, *targets.shape)
         of_sizes = sizes.new_zeros(count, *sizes.shape)
         with torch.no_grad():
-            for t in reversed(range(len(sizes))):
+            for t in reversed(range(max(0, len(sizes) - window) if window else 0, len(sizes))):
                 batch = t % len(images)
                 step = (images[batch], targets[batch], sizes[t])
                 after, image, target, size = self._backwards(path.pop(), step, after, count)
                 of_images[:, batch] += image
                 of_targets[:, batch] += target
                 of_sizes[:, t] = size
+        if limit and count > 1:
+            of_images, of_targets, of_sizes = (_cut_to_median(x, limit) for x in (of_images, of_targets, of_sizes))
         mean = _mean_of_finite(loss, of_images, of_targets, of_sizes)
         return Gradients(mean[0], mean[1], mean[2], mean[3], stored)
 
@@ -215,6 +223,14 @@ def _one(weights: Weights, number: int) -> Weights:
 def _in_channels_last(weight: Tensor) -> Tensor:
     """Return the weight of a convolution in the memory order that it runs fastest in, and others as they are."""
     return weight.contiguous(memory_format=torch.channels_last) if weight.ndim == 4 else weight
+
+
+def _cut_to_median(gradients: Tensor, limit: float) -> Tensor:
+    """Shorten the gradients `[N, ...]` that are longer than `limit` times the median of those that are finite."""
+    norms = gradients.flatten(1).norm(dim=1)
+    most = limit * torch.where(norms.isfinite(), norms, torch.nan).nanmedian()
+    scale = (most / norms.clamp_min(1e-30)).clamp(max=1.0)
+    return gradients * scale.view(-1, *(1,) * (gradients.ndim - 1))
 
 
 def _mean_of_finite(loss: Tensor, *gradients: Tensor) -> tuple[Tensor, ...]:
