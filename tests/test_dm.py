@@ -106,8 +106,94 @@ def test_a_later_stage_matches_by_itself_unless_told_otherwise(union):
     first = pdd.base.table.detach().clone()
     pdd._advance()
     assert len(pdd.base._chosen(0)) == (40 if union else 20)
+    assert pdd.base.lr == pytest.approx(SETTINGS["lr"] / 2**0.5 * (2 if union else 1))
     if union:
         torch.testing.assert_close(pdd.base.before, first, atol=0.01, rtol=0)
+
+
+def second_stage(**settings):
+    """DM as the second of two stages."""
+    over = {"base": "dm", "stages": 2, "networks": 1, "age": 20, "settings": SETTINGS | {"ipc": 2} | settings}
+    pdd = PDD(make_config(PddConfig, over), load_real("digits"), ENGINE, 0, 8)
+    pdd._advance()
+    return pdd.base
+
+
+def test_focus_weights_real_images_by_how_wrong_the_network_is():
+    dm = second_stage(focus=2.0)
+    images, labels = dm.batches.at(0)
+    images = dm.normalize(images)
+    with torch.no_grad():
+        logits, features = dm.network(images)
+        found = dm._means(images, 2.0)
+        plain = dm._means(images)
+    own = logits.softmax(1).gather(1, labels[:, None])[:, 0]
+    weights = (1 - own).clamp_min(1e-3).square()
+    for label in range(10):
+        chosen = labels == label
+        mean = (weights[chosen, None] * features[chosen]).sum(0) / weights[chosen].sum()
+        torch.testing.assert_close(found[label], mean)
+        torch.testing.assert_close(plain[label], features[chosen].mean(0))
+    assert not torch.allclose(found, plain, rtol=0.01)
+
+
+def test_focused_means_are_gradients_of_the_last_layer():
+    """The loss of real images of a class, by the weights of their class, points where the focused mean does."""
+    dm = second_stage(focus=1.0)
+    images, labels = dm.batches.at(0)
+    images = dm.normalize(images)
+    (weight,) = [w for name, w in dm.network.named_parameters() if w.ndim == 2]
+    weight.requires_grad_(True)
+    logits, _ = dm.network(images)
+    found = dm._means(images, 1.0).detach()
+    for label in range(10):
+        loss = torch.nn.functional.cross_entropy(logits[labels == label], labels[labels == label])
+        (slope,) = torch.autograd.grad(loss, weight, retain_graph=True)
+        assert torch.cosine_similarity(-slope[label], found[label], 0) > 0.999
+
+
+def test_focus_changes_nothing_but_later_stages():
+    assert take(method(focus=3.0), 0, 2) == take(method(), 0, 2)
+    ours, plain = second_stage(focus=3.0), second_stage()
+    assert (ours.focus, plain.focus) == (3.0, 0.0)
+    assert take(ours, 0, 1) != take(plain, 0, 1)
+
+
+def test_images_of_a_class_are_augmented_alike_and_those_of_others_otherwise():
+    dm = method(ipc=3, augment="crop+rotate+color")
+    image = dm.table.detach()[:1]
+    seen = dm._augmented(image.expand(30, -1, -1, -1), 0).unflatten(0, (3, 10))
+    assert torch.equal(seen[0], seen[1])
+    assert torch.equal(seen[0], seen[2])
+    assert len(seen[0].flatten(1).unique(dim=0)) > 5
+    again = dm._augmented(image.expand(50, -1, -1, -1), 0).unflatten(0, (5, 10))
+    assert torch.equal(again[0], seen[0]), "real and learned images are augmented alike"
+    assert not torch.equal(dm._augmented(image.expand(30, -1, -1, -1), 1)[:10], seen[0])
+
+
+@pytest.mark.parametrize(("turn", "share"), [(0, 0.5), (4, 1 / 2**0.5), (2, 1.0), (1, 1.0)])
+def test_a_stage_takes_up_as_much_noise_as_the_whole(turn, share):
+    """Steps, a stage's being a quarter, times the square of what moves an image in each."""
+    whole = make_config(DmConfig, SETTINGS | {"ipc": 8, "learned_batch": turn})
+    stage = DM.for_stages(whole, 4)
+    assert (stage.ipc, stage.lr) == (2, pytest.approx(whole.lr * share))
+
+    def noise(config, steps):
+        return steps * config.turn() / config.ipc * (config.lr / config.turn()) ** 2
+
+    assert noise(stage, 100) == pytest.approx(noise(whole, 400))
+
+
+def test_the_learning_rate_may_fall_at_the_end():
+    dm = method(lr_decay=0.5, momentum=0.0)
+    rates = []
+    for step in range(10):
+        take(dm, step, step + 1)
+        rates.append(dm.optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([5.0] * 6 + [4.0, 3.0, 2.0, 1.0])
+    steady, falling = method(), method(lr_decay=0.5)
+    assert take(falling, 0, 5) == take(steady, 0, 5)
+    assert torch.equal(falling.table, steady.table)
 
 
 def test_seeds_differ():
@@ -115,7 +201,8 @@ def test_seeds_differ():
 
 
 def test_bad_settings_are_refused():
-    for settings in ({"ipc": 0}, {"lr": 0.0}, {"momentum": 1.0}, {"real_batch": 0}, {"storage": "float8"}):
+    changes = ({"ipc": 0}, {"lr": 0.0}, {"momentum": 1.0}, {"real_batch": 0}, {"storage": "float8"})
+    for settings in (*changes, {"focus": -1.0}, {"lr_decay": 1.5}):
         with pytest.raises(FormatError):
             make_config(DmConfig, settings)
     with pytest.raises(ArgumentError, match="has"):

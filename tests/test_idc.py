@@ -182,6 +182,21 @@ def test_a_later_stage_learns_beside_the_images_before_as_they_are_drawn(factor)
     assert not torch.equal(idc.table, table)
 
 
+def test_stages_start_from_the_sheets_that_the_base_by_itself_starts_from():
+    pdd = PDD(
+        make_config(
+            PddConfig, {"base": "idc", "stages": 2, "networks": 1, "age": 4, "settings": SETTINGS | {"ipc": 4}}
+        ),
+        load_real("digits"),
+        ENGINE,
+        0,
+        8,
+    )
+    first = pdd.base.table.detach().clone()
+    pdd._advance()
+    assert torch.equal(torch.cat([first, pdd.base.table.detach()]), method(ipc=4).table.detach())
+
+
 def test_turns_are_shared_with_the_images_before():
     idc = staged(learned_batch=4).base  # 8 images of a class in either stage
     found = [idc._learned(step, 7) for step in range(4)]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 from collections import namedtuple
 
@@ -264,6 +265,37 @@ def test_a_disk_without_room_is_refused_before_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage(1, 1, 1000))
     with pytest.raises(WorldError, match=r"has 1\.00 kB free"):
         Buffer(tmp_path / "buffer", info(), 3)
+
+
+def test_a_disk_without_room_for_all_stages_is_refused_before_the_first(cache, monkeypatch):
+    config = make_config(PddConfig, {"base": "mtt", "stages": 2, "settings": SETTINGS | {"ipc": 2}})
+    pdd = PDD(config, load_real("digits"), ENGINE, 0, 2 * (EPOCHS + 2))
+    usage = namedtuple("usage", "total used free")
+    room = pdd.base.disk() * 3 // 2  # one stage fits, and two do not
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage(0, 0, room))
+    pdd = PDD(config, load_real("digits"), ENGINE, 0, 2 * (EPOCHS + 2))
+    phase = pdd.phases()[0]
+    with pytest.raises(WorldError, match="The expert trajectories need"):
+        phase.step(0)
+    assert not experts(cache)
+    room *= 2
+    phase.step(0)
+
+
+def test_what_a_killed_process_left_half_written_is_removed(tmp_path):
+    mtt = method(buffer=str(tmp_path / "mine"))
+    take(mtt, 0, 2)
+    parts = [
+        tmp_path / "mine" / f".{name}.{pid}.part" for pid, name in enumerate(["buffer.json", "expert-0001.safetensors"])
+    ]
+    alive = tmp_path / "mine" / ".expert-0001.safetensors.77.part"
+    foreign = tmp_path / "mine" / "notes.part"
+    for path in (*parts, alive, foreign):
+        path.write_bytes(b"half")
+    for path in (*parts, foreign):
+        os.utime(path, (1, 1))
+    take(mtt, 2, 4)
+    assert [path.exists() for path in (*parts, alive, foreign)] == [False, False, True, True]
 
 
 def test_a_disk_that_fills_in_the_middle_loses_no_finished_expert(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import torch
 from dimdata import artifact, latents
 from dimdata.dataset import GeneratedDataset
 from dimdata.distill.config import make_config
+from dimdata.distill.estimate import estimate
 from dimdata.distill.forgetting import forgetting_counts, hardest
 from dimdata.distill.method import METHODS, Method, Phase
 from dimdata.distill.pdd import PDD, PddConfig, Shelf
@@ -102,7 +104,8 @@ def test_the_first_stage_is_the_base_by_itself():
     pdd = method()
     take(pdd, 0, 4)
     kind = METHODS["dm"]
-    base = kind(make_config(kind.Config, DM | {"ipc": 2}), load_real("digits"), ENGINE, 0, 4)
+    share = DM | {"ipc": 2, "lr": kind.Config().lr / math.sqrt(3)}
+    base = kind(make_config(kind.Config, share), load_real("digits"), ENGINE, 0, 4)
     take(base, 0, 4)
     assert torch.equal(pdd.generator().table, base.generator().table)
 
@@ -142,7 +145,7 @@ def test_networks_of_a_shelf_are_trained_staggered_and_copied():
     take(pdd, 0, 4)
     generator = pdd.generator().view(stage=1)
     source = InitLaw("convnet1-w8", (1, 8, 8), 10)
-    shelf = Shelf(generator, source, 2, 8, 0, ENGINE)
+    shelf = Shelf(generator, source, 2, 8, 0.0, 0, ENGINE)
     young, old, again = shelf.network(0), shelf.network(1), shelf.network(2)
 
     def distance(network, number):
@@ -154,6 +157,78 @@ def test_networks_of_a_shelf_are_trained_staggered_and_copied():
     with torch.no_grad():
         next(young.parameters()).zero_()
     assert same(shelf.network(0).state_dict(), again.state_dict()), "what is handed out is a copy"
+
+
+def ages(size, age=100, youngest=0.0):
+    pdd = method()
+    shelf = Shelf(pdd.generator(), InitLaw("convnet1-w8", (1, 8, 8), 10), size, age, youngest, 0, ENGINE)
+    return [shelf.steps(number) for number in range(size)]
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 8, 32, 100])
+def test_ages_are_equally_spaced_and_the_first_few_are_spread(size):
+    assert sorted(ages(size, age=size)) == list(range(1, size + 1))
+    few = ages(size, age=100)[:4]
+    if size >= 8:
+        assert min(few) < 35
+        assert max(few) > 65
+    assert ages(size, youngest=1.0) == [100] * size, "as published"
+    assert min(ages(size, youngest=0.5)) == round(50 + 50 / size)
+
+
+def test_the_oldest_networks_have_the_legs_before_behind_them():
+    pdd = method(OVER_DM | {"age": 0})
+    found = []
+    for stage in (1, 2):
+        take(pdd, 4 * stage - 4, 4 * stage + 1)
+        found.append(pdd.base.source.age)
+    legs = [leg.steps for leg in pdd.walked.legs]
+    assert sum(legs) == 80
+    assert found == [legs[0], legs[0] + legs[1]]
+    over_dim = method(OVER_DIM | {"age": 0}, steps=12)
+    over_dim._advance()
+    (source,) = over_dim.base.pool.sources
+    assert source.age == 10, "2 of 4 epochs of 100 images, in batches of 20"
+
+
+def test_stages_start_from_the_real_images_that_the_base_by_itself_starts_from():
+    pdd = method(steps=3)
+    starts = [pdd.base.table.detach().clone()]
+    for _ in range(2):
+        pdd._advance()
+        starts.append(pdd.base.table.detach().clone())
+    whole = METHODS["dm"](make_config(METHODS["dm"].Config, DM), load_real("digits"), ENGINE, 0, 3)
+    assert torch.equal(torch.cat(starts), whole.table.detach())
+    other = method(steps=3, seed=1)
+    other._advance()
+    assert not torch.equal(other.base.table, starts[1])
+
+
+def test_stages_start_somewhere_where_their_real_images_are_few():
+    """Those that easy images were dropped from may hold no more than a stage needs."""
+    real = load_real("digits")
+    rows = torch.cat([(real.train.labels == label).nonzero().flatten()[:7] for label in range(10)])
+    few = dataclasses.replace(real, train=real.train.select(rows))
+    config = make_config(PddConfig, OVER_DM | {"drop": 0.6, "drop_student": "convnet1-w8", "drop_epochs": 2})
+    pdd = PDD(config, few, ENGINE, 0, 3)
+    for _ in range(2):
+        pdd._advance()
+    assert len(pdd.base.real.train) == 30
+    images = pdd.base.real.train.images.float() / 255
+    own = pdd.base.denormalize(pdd.base.table.detach())
+    assert (own[:, None] - images).abs().amax((2, 3, 4)).min(1).values.max() < 1e-5
+
+
+def test_a_share_of_the_students_steps_can_be_kept_for_the_last_leg():
+    plain, last = (method(OVER_DM | change, steps=3) for change in ({}, {"last_share": 0.7}))
+    for pdd in (plain, last):
+        take(pdd, 0, 3)
+    ours, other = ([leg.steps for leg in pdd.generator().recipe.legs] for pdd in (last, plain))
+    assert sum(ours) == sum(other) == 80
+    assert ours[2] == 56
+    assert ours[0] / ours[1] == other[0] / other[1]
+    assert [leg.steps for leg in last.walked.legs] == ours
+    assert [leg.steps for leg in last.generator().view(stage=2).recipe.legs] == ours[:2]
 
 
 @pytest.mark.parametrize("settings", [OVER_DM, OVER_DIM, CODED, OVER_DM | {"drop": 0.5, "drop_student": "convnet1-w8"}])
@@ -169,6 +244,32 @@ def test_resumed_in_any_stage_is_bit_identical(settings):
         second.load_state_dict(state)
         take(second, cut, 12)
         assert same(tensors(second.generator()), expected), cut
+
+
+def test_resumed_in_the_calm_steps_of_a_later_stage_is_bit_identical():
+    """A network that went on from another needs no calm start, whether its run was stopped on the way or not."""
+    settings = OVER_DIM | {"settings": DIM | {"match_share": 0.25, "class_fade": 0.5}}
+    whole = method(settings, steps=32)
+    take(whole, 0, 17)
+    base = whole.base
+    assert base._calm() == 4
+    assert (base._flatness(1), base._anchor(1), base._class_weight(1)) == (0.05, 0.0, 0.0)
+    second = method(settings, steps=32)
+    second.load_state_dict({name: tensor.clone() for name, tensor in whole.state_dict().items()})
+    assert second.base._flatness(1) == 0.05
+    for pdd in (whole, second):
+        take(pdd, 17, 20)
+    assert same(whole.base.network.state_dict(), second.base.network.state_dict())
+    assert same(whole.base.critic.state_dict(), second.base.critic.state_dict())
+
+
+def test_the_class_loss_fades_in_the_first_stage_alone():
+    fading, steady = (method(OVER_DIM | {"settings": DIM | {"class_fade": fade}}, steps=32) for fade in (0.5, 0.0))
+    assert fading.base._class_weight(0) == steady.base._class_weight(0) == 0.3
+    assert 0 < fading.base._class_weight(4) < 0.3
+    for pdd in (fading, steady):
+        pdd._advance()
+    assert [pdd.base._class_weight(0) for pdd in (fading, steady)] == [0.0, 0.3]
 
 
 @pytest.mark.parametrize("settings", [OVER_DM, CODED])
@@ -270,6 +371,32 @@ def test_default_steps_are_those_of_the_base():
         assert PDD.default_steps(config) == 75
 
 
+PUBLISHED = {
+    "pdd-mtt-cifar10-ipc10": {"experts": 2, "expert_batch": 200, "learned_steps": 2},
+    "pdd-idc-cifar10-ipc10": {"real_batch": 4, "net_steps": 2},
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_preset_can_be_tried_on_small_data(name, tmp_path, monkeypatch):
+    """What --dry-run does, and a step of the second stage, whose networks are trained on the first."""
+    monkeypatch.setenv("DIMDATA_BUFFERS", str(tmp_path))
+    small = {"age": 5, "networks": 2, "settings": PUBLISHED[name] | {"student": "convnet1-w8"}}
+    config = PDD.resolve(make_config(PddConfig, name, small))
+    pdd = PDD(config, load_real("digits"), ENGINE, 0, PDD.default_steps(config))
+    assert (config.stages, config.youngest, pdd.base.config.ipc) == (5, 1.0, 2)
+    found = estimate(pdd)
+    assert len({phase.split(":")[0] for phase in found.phases}) == 5
+    assert sum(phase.steps for phase in found.phases.values()) == PDD.default_steps(config)
+    passes = [math.ceil(pdd.base.generator().images * k / pdd.walked.legs[0].batch_size) for k in range(1, 6)]
+    assert [leg.steps for leg in pdd.walked.legs] == [500 * count for count in passes], "500 epochs of each union"
+    pdd._advance()
+    phase = pdd.base.phases()[-1]
+    table = pdd.base.table.detach().clone()
+    phase.step(0)
+    assert not torch.equal(pdd.base.table, table)
+
+
 # --- easy images ---------------------------------------------------------------------------------------------------
 
 
@@ -355,7 +482,17 @@ def test_stages_that_do_not_divide_the_images_are_refused():
 
 
 def test_settings_out_of_range_are_refused():
-    for change in ({"stages": 0}, {"networks": 0}, {"age": 0}, {"drop": 1.0}, {"drop_epochs": 1}, {"first_share": 1.0}):
+    for change in (
+        {"stages": 0},
+        {"networks": 0},
+        {"age": -1},
+        {"youngest": 1.1},
+        {"drop": 1.0},
+        {"drop_epochs": 1},
+        {"first_share": 1.0},
+        {"last_share": 0.0},
+        {"last_share": 1.0},
+    ):
         with pytest.raises(FormatError):
             make_config(PddConfig, change)
     with pytest.raises(ArgumentError, match="2 steps are too few for 3 stages"):

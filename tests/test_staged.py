@@ -158,6 +158,20 @@ def test_unlimited_stages_share_the_epochs():
     assert [leg.steps for leg in walk([single(epochs=None, steps=9)] * 2, [None] * 2).legs] == [4, 5]
 
 
+@pytest.mark.parametrize("images", [[20] * 4, [None] * 4])
+def test_the_last_leg_may_have_a_share_of_its_own(images):
+    plain = single(epochs=300, batch_size=30)
+    whole, part = walk([plain] * 4, images), walk([plain] * 4, images, last_share=0.5)
+    before, after = ([leg.steps or leg.epochs for leg in recipe.legs] for recipe in (whole, part))
+    assert sum(before) == sum(after)
+    assert after[-1] == sum(after) / 2
+    for ours, other in zip(after[:-1], before[:-1], strict=True):
+        assert ours / sum(after[:-1]) == pytest.approx(other / sum(before[:-1]), abs=0.01)
+    with pytest.raises(ArgumentError, match="for 4 stages"):
+        walk([plain] * 4, images, last_share=0.9999)
+    assert walk([plain], images[:1], last_share=0.5) == plain
+
+
 def test_one_stage_keeps_its_recipe():
     assert walk([single()], [20]) == single()
 

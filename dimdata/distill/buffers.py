@@ -2,14 +2,16 @@
 
 A buffer is a folder: `buffer.json` says what it is of, `expert-0000.safetensors` and on hold one training each, the
 weights at its start and after each epoch, as flat vectors. A file is there whole or not at all, so a buffer that was
-cut short goes on with the next expert.
+cut short goes on with the next expert; what a killed process left half written is removed when the next one is.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +37,8 @@ log = logging.getLogger("dimdata")
 
 _ORDER = latents.stream("expert.order")
 _AUGMENT = latents.stream("expert.augment")
+
+STALE_SECONDS = 3600.0  # a file half written that nobody touched for so long is of a process that is dead
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +128,7 @@ class Buffer:
         self._check_identity()
         missing = sum(not self.path(number).is_file() for number in range(count))
         self.missing_bytes = missing * info.bytes
-        self._check_room()
+        self.check_room(self.missing_bytes)
         if missing:
             log.warning(
                 "%d expert trajectories of %s will take %s in %s.",
@@ -158,13 +162,26 @@ class Buffer:
                 "Name another folder, or leave it out.",
             )
 
-    def _check_room(self) -> None:
+    def check_room(self, needed: int) -> None:
+        """Refuse a disk that has less room than so many bytes.
+
+        Raises:
+            WorldError: If it has.
+        """
         free = free_bytes(self.folder)
-        if free < self.missing_bytes:
+        if free < needed:
             raise WorldError(
-                f"The expert trajectories need {size(self.missing_bytes)}, and {self.folder} has {size(free)} free.",
+                f"The expert trajectories need {size(needed)}, and {self.folder} has {size(free)} free.",
                 "Use fewer experts or epochs, or another folder.",
             )
+
+    def _remove_stale(self) -> None:
+        """Remove what killed processes left half written; other runs may be writing to the folder now."""
+        before = time.time() - STALE_SECONDS
+        for path in (*self.folder.glob(".expert-*.part"), *self.folder.glob(".buffer.json.*.part")):
+            with contextlib.suppress(OSError):  # gone already, or not ours to remove
+                if path.stat().st_mtime < before:
+                    path.unlink()
 
     def write(self, number: int, trajectory: list[Tensor]) -> None:
         """Keep an expert's weights at its start and after each epoch.
@@ -176,6 +193,7 @@ class Buffer:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise world_error(error, f"Making the folder {self.folder}") from error
+        self._remove_stale()
         info = json.dumps(self.info.to_json(), indent=1).encode() + b"\n"
         write_atomic(self.folder / "buffer.json", info)
         write_atomic(

@@ -23,7 +23,7 @@ from dimdata.distill.tables import TableConfig, TableMethod
 from dimdata.engine import Engine
 from dimdata.errors import ArgumentError
 from dimdata.generators.table import enlarged
-from dimdata.real import Batches, RealData, subset
+from dimdata.real import Batches, RealData
 from dimdata.spec import require
 from dimdata.students.augment import parse
 
@@ -104,7 +104,7 @@ class IDC(TableMethod):
             )
         super().__init__(config, real, engine, seed, steps, earlier)
         seen = config.ipc + len(self.before) // (real.num_classes * config.factor**2)  # sheets of a class
-        self.optimizer.param_groups[0]["lr"] = config.lr * seen / 10
+        self.lr = config.lr * seen / 10
         self.source = self.networks(config.student, seed)
         self.network = engine.place(self.source.network(0)).train()
         self.net_optimizer = torch.optim.SGD(
@@ -124,8 +124,7 @@ class IDC(TableMethod):
     def start(self) -> Tensor:
         """Return sheets of real images, each made smaller by the mean of its squares of pixels."""
         factor, classes = self.config.factor, self.real.num_classes
-        chosen = subset(self.real.train, self.config.ipc * factor**2, self.start_seed).images
-        small = F.avg_pool2d(chosen.to(torch.float32) / 255, factor)
+        small = F.avg_pool2d(self.chosen(self.config.ipc * factor**2), factor)
         # Image slot * classes + label, slot = sheet * tiles + tile, as the table's own order is.
         tiles = small.view(self.config.ipc, factor, factor, classes, *small.shape[1:])
         return tiles.permute(0, 3, 4, 1, 5, 2, 6).reshape(-1, *self.real.image_shape)
@@ -187,7 +186,7 @@ class IDC(TableMethod):
             (moved,) = torch.autograd.grad(loss, self.table)
             self.table.grad = moved if self.table.grad is None else self.table.grad + moved
             total += loss.detach()
-        self.update()
+        self.update(1 - step / self.steps)
         losses = {"match": total / classes}
         for turn in range(self.config.net_steps):
             losses["network"] = self._train(step * self.config.net_steps + turn)

@@ -179,12 +179,20 @@ class MTT(TableMethod):
         images = len(self.real.train)
         return (
             Phase("experts", experts, self._expert_step, images, part=self._expert_part, ready=ready, fixed=True),
-            Phase("match", max(1, self.steps - experts), self._match_step, 0, part=self._match_part),
+            Phase("match", self._matches(), self._match_step, 0, part=self._match_part),
         )
+
+    def _matches(self) -> int:
+        """Return the steps that move the images."""
+        return max(1, self.steps - self.config.experts * self.config.passes())
 
     def disk(self, anew: bool = False) -> int:
         """Return the bytes of the trajectories that are missing, or of all; see `Method.disk`."""
         return self.config.experts * self.buffer.info.bytes if anew else self.buffer.missing_bytes
+
+    def check_room(self, needed: int) -> None:
+        """Refuse a disk without room for the trajectories; see `Method.check_room`."""
+        self.buffer.check_room(needed)
 
     def checkpoint_bytes(self, anew: bool = False) -> int:
         """Return the bytes of the largest checkpoint: one with an expert about to be finished, if any is missing."""
@@ -253,14 +261,15 @@ class MTT(TableMethod):
         draw = torch.tensor([2 * step, 2 * step + 1])
         number = int(latents.integers(key, draw[:1], config.experts))
         begin = int(latents.integers(key, draw[1:], config.starts()))
-        return self._match(step, *self._weights(number, begin, begin + config.expert_epochs))
+        start, target = self._weights(number, begin, begin + config.expert_epochs)
+        return self._match(step, start, target, 1 - step / self._matches())
 
     def _match_part(self) -> tuple[Losses, float]:
         """Take a whole step along a way that no expert went, which takes as long and needs no expert."""
         start = flatten(self.source.network(0)).to(self.engine.device)
-        return self._match(0, start, 0.9 * start), 1.0
+        return self._match(0, start, 0.9 * start, 1.0), 1.0
 
-    def _match(self, step: int, start: Tensor, target: Tensor) -> Losses:
+    def _match(self, step: int, start: Tensor, target: Tensor, left: float) -> Losses:
         flat, seen = start.clone().requires_grad_(), torch.cat([self.table, self.before])
         for turn, rows in enumerate(self._turns(step)):
             augment = latents.fold(latents.stream("mtt.augment"), self.seed, step, turn)
@@ -268,7 +277,7 @@ class MTT(TableMethod):
             flat = flat - self.step_size * slope
         loss = (flat - target).square().sum() / (start - target).square().sum()
         self.step_size_optimizer.zero_grad(set_to_none=True)
-        self.apply(loss)
+        self.apply(loss, left)
         self.step_size_optimizer.step()
         with torch.no_grad():
             self.step_size.clamp_(min=1e-6)

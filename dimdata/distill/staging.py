@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 from dimdata.errors import ArgumentError
-from dimdata.recipe import WHITENING, Recipe
+from dimdata.recipe import WHITENING, Leg, Recipe
 
 
 def shares(total: int, weights: Sequence[float]) -> list[int]:
@@ -16,7 +16,7 @@ def shares(total: int, weights: Sequence[float]) -> list[int]:
     return [end - start for start, end in zip([0, *ends], ends, strict=False)]
 
 
-def walk(recipes: Sequence[Recipe], images: Sequence[int | None]) -> Recipe:
+def walk(recipes: Sequence[Recipe], images: Sequence[int | None], last_share: float | None = None) -> Recipe:
     """Return the recipe that trains on the union of the first stages, one leg a stage, weights carried on.
 
     All legs together take as many steps as the last recipe takes on all images at once, and each has an equal share of
@@ -26,6 +26,8 @@ def walk(recipes: Sequence[Recipe], images: Sequence[int | None]) -> Recipe:
     Args:
         recipes: The recipe of each stage for itself, of one leg.
         images: Images of each stage; none where they are unlimited.
+        last_share: Share of the steps (of the epochs, where images are unlimited) in the last leg, on all images; the
+            others share the rest as they otherwise share all. A prefix of the stages is then trained on for fewer.
 
     Raises:
         ArgumentError: If a recipe has several legs, or fewer epochs or steps than there are stages.
@@ -41,12 +43,15 @@ def walk(recipes: Sequence[Recipe], images: Sequence[int | None]) -> Recipe:
     last = recipes[-1].legs[0]
     unions = [None if None in images else sum(n or 0 for n in images[: k + 1]) for k in range(len(images))]
     if unions[-1] is None:
-        lengths = shares(last.epochs or last.steps or 0, [1.0] * len(recipes))
+        total, weights = last.epochs or last.steps or 0, [1.0] * len(recipes)
         counted = "epochs" if last.epochs is not None else "steps"
     else:
         passes = [math.ceil((union or 0) / last.batch_size) for union in unions]
-        lengths = shares(last.steps or (last.epochs or 0) * passes[-1], [float(n) for n in passes])
+        total, weights = last.steps or (last.epochs or 0) * passes[-1], [float(n) for n in passes]
         counted = "steps"
+    if last_share is not None:
+        weights[-1] = sum(weights[:-1]) * last_share / (1 - last_share)
+    lengths = shares(total, weights)
     if min(lengths) < 1:
         raise ArgumentError(
             f"The recipe has {sum(lengths)} {counted} for {len(recipes)} stages.", "Use fewer stages or more epochs."
@@ -61,6 +66,11 @@ def walk(recipes: Sequence[Recipe], images: Sequence[int | None]) -> Recipe:
         for stage, (recipe, length) in enumerate(zip(recipes, lengths, strict=True), 1)
     )
     return dataclasses.replace(recipes[-1], legs=legs)
+
+
+def steps_of(leg: Leg, images: int) -> int:
+    """Return the steps of a leg on so many images."""
+    return leg.steps or (leg.epochs or 0) * math.ceil(images / leg.batch_size)
 
 
 def shortened(recipe: Recipe, steps: int) -> Recipe:

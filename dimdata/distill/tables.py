@@ -45,6 +45,8 @@ class TableConfig(Record):
         student: The network whose eyes are used; `package.module:factory` is imported.
         lr: Learning rate of the images, which are in normalised units.
         momentum: Of the images' SGD.
+        lr_decay: Share of the steps that move the images over which their learning rate falls linearly to nothing, at
+            the end; 0 keeps it. Steps of a constant rate leave the images as noisy as the batches they were moved by.
         augment: Siamese augmentation of real and learned images, normalised.
         dialect: `one` operation of the list a batch, `each`, or `idc`; see `dimdata.students.augment`.
         union: Whether a later stage of a progressive distillation has the images of the stages before, which stand
@@ -61,6 +63,7 @@ class TableConfig(Record):
     student: str = "convnet3"
     lr: float = 1.0
     momentum: float = 0.5
+    lr_decay: float = 0.0
     augment: str = DSA
     dialect: Literal["one", "each", "idc"] = "one"
     union: bool = False
@@ -74,6 +77,7 @@ class TableConfig(Record):
         require(self.default_steps >= 1, f"config.default_steps is {self.default_steps}; 1 or more is needed.")
         require(self.lr > 0, f"config.lr is {self.lr}; it must be positive.")
         require(0 <= self.momentum < 1, f"config.momentum is {self.momentum}; it must be in [0, 1).")
+        require(0 <= self.lr_decay <= 1, f"config.lr_decay is {self.lr_decay}; it must be in [0, 1].")
         require(self.zca == 0 or 1e-6 <= self.zca <= 1e6, f"config.zca is {self.zca:g}; 0, or 1e-6 to 1e6 is possible.")
         require(self.recipe.whitening is None, "config.recipe.whitening is not set by hand; config.zca sets it.")
 
@@ -81,12 +85,16 @@ class TableConfig(Record):
 class TableMethod(Method):
     """A method that learns images; row = slot * num_classes + label, and the start are random real images.
 
+    All stages of a progressive distillation together start from the images that one stage of their size starts from,
+    in the same order, so that what the stages gain is not due to other images.
+
     Attributes:
         table: The images in normalised (or whitened) units, float32 `[N, C, H, W]`.
         before: Those of the stages before as students see them, in the same units, float32 `[M, C, H, W]` by index;
             none of them without `union`.
         whitening: What whitens images, if anything does.
         optimizer: Moves them.
+        lr: Its learning rate, before it falls.
     """
 
     name: str
@@ -108,10 +116,11 @@ class TableMethod(Method):
         self.mean = torch.tensor(real.mean, device=engine.device)[:, None, None]
         self.std = torch.tensor(real.std, device=engine.device)[:, None, None]
         self.whitening = self._whitening()
-        self.start_seed = latents.fold(latents.stream("table.start"), seed)
+        self.start_seed = latents.fold(latents.stream("table.start"), earlier.seed if earlier else seed)
         self.table = nn.Parameter(self.normalize(self.start().to(engine.device)))
         self.before = self._before() if config.union else self.table.new_empty(0, *real.image_shape)
-        self.optimizer = torch.optim.SGD([self.table], lr=config.lr, momentum=config.momentum)
+        self.lr = config.lr
+        self.optimizer = torch.optim.SGD([self.table], lr=self.lr, momentum=config.momentum)
 
     def _before(self) -> Tensor:
         """Return the images of the stages before, if there are any."""
@@ -136,7 +145,18 @@ class TableMethod(Method):
 
     def start(self) -> Tensor:
         """Return the images to start from, float32 `[N, C, H, W]` in [0, 1]."""
-        return subset(self.real.train, self.config.ipc, self.start_seed).images.to(torch.float32) / 255
+        return self.chosen(self.config.ipc)
+
+    def chosen(self, per_class: int) -> Tensor:
+        """Return random real images, others in each stage, float32 `[per_class * num_classes, C, H, W]` in [0, 1].
+
+        Stage k takes them from where the stages before stopped in the one choice of the run; or the last of that
+        choice, where the images that a stage is given are too few to go on.
+        """
+        before = self.earlier.generator.stages * per_class if self.earlier else 0
+        there = int(self.real.train.counts.min())
+        split = subset(self.real.train, max(per_class, min(before + per_class, there)), self.start_seed)
+        return split.images[-per_class * self.real.num_classes :].to(torch.float32) / 255
 
     @classmethod
     def for_stages(cls, config: Record, stages: int) -> Record:
@@ -172,14 +192,20 @@ class TableMethod(Method):
         """Return the images `[B, C, H, W]` that `normalize` brings to the given ones."""
         return images * self.std + self.mean if self.whitening is None else self.whitening.inverse(images)
 
-    def apply(self, loss: Tensor) -> None:
-        """Move the images down the gradient of a loss."""
+    def apply(self, loss: Tensor, left: float) -> None:
+        """Move the images down the gradient of a loss; see `update`."""
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        self.update()
+        self.update(left)
 
-    def update(self) -> None:
-        """Move the images by their gradients, and keep them storable."""
+    def update(self, left: float) -> None:
+        """Move the images by their gradients, and keep them storable.
+
+        Args:
+            left: Which share of the steps that move the images is left, this one included, in (0, 1].
+        """
+        decay = self.config.lr_decay
+        self.optimizer.param_groups[0]["lr"] = self.lr * (max(0.0, min(1.0, left / decay)) if decay else 1.0)
         self.optimizer.step()
         if self.config.storage == "uint8":
             with torch.no_grad():

@@ -4,9 +4,13 @@
 
 One progressive run of all stages gives every shorter one, for its first k stages are what a run of k stages makes. The
 base is distilled anew for each total, in as many steps as the stages took together; steps of fixed length, those of
-MTT's experts, come on top, once for each distillation and each stage. Students take as many steps on k stages as on the
-one of equal total, each stage by what was learned with it. Finished runs and scores stay in the working folder, so a
-stopped call goes on; a plot lies beside the results where matplotlib is installed.
+MTT's experts, come on top, once for each distillation and each stage. Where a base's learning rate in a stage depends
+on how many there are (DM's), that of the single stages is such that k stages of it would be the first k of the run.
+Students take as many steps on k stages as on the one of equal total, each stage by what was learned with it.
+
+Settings are chosen by --validation, which distils without a tenth of the training images and scores on it. Finished
+runs and scores stay in the working folder, so a stopped call goes on; a plot lies beside the results where matplotlib
+is installed.
 """
 
 import argparse
@@ -27,7 +31,7 @@ from dimdata.engine import Engine, keep_freed_memory
 from dimdata.evaluate import evaluate
 from dimdata.generators.base import Generator
 from dimdata.generators.table import TableGenerator
-from dimdata.real import load_real
+from dimdata.real import load_real, validation_split
 from dimdata.recipe import Leg
 from dimdata.scores import Score, digest
 
@@ -40,7 +44,7 @@ def first_stages(whole: TableGenerator, count: int, leg: Leg) -> Generator:
     return part
 
 
-def draw(points: list[dict], path: Path) -> None:
+def draw(points: list[dict], scored_on: str, path: Path) -> None:
     """Plot mean accuracies of both kinds over images per class."""
     from matplotlib.figure import Figure
 
@@ -53,7 +57,7 @@ def draw(points: list[dict], path: Path) -> None:
         error = [statistics.stdev(point[name]) if len(point[name]) > 1 else 0 for point in shown]
         axes.errorbar(x, y, error, marker="o", capsize=3, label=label)
     axes.set_xlabel("images per class")
-    axes.set_ylabel("test accuracy, %")
+    axes.set_ylabel(f"{scored_on} accuracy, %")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
     figure.savefig(path, dpi=150)
@@ -72,11 +76,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000, help="of a stage, but for those of fixed length")
     parser.add_argument("--student", default="convnet3")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--validation", action="store_true", help="score on held-out training images")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("runs/pdd-curve"))
     arguments = parser.parse_args()
     keep_freed_memory()
     real = load_real(arguments.data, root=arguments.root)
+    if arguments.validation:
+        real = validation_split(real)
+    scored_on = "validation" if arguments.validation else "test"
     settings: dict = {}
     for text in arguments.settings:
         settings = merge(settings, parse_setting(text))
@@ -85,9 +93,11 @@ def main() -> None:
     kind = METHODS[arguments.base]
     one = make_config(kind.Config, arguments.preset or None, settings | {"ipc": arguments.per_stage})
     fixed = fixed_steps(kind, one, real)
+    total = make_config(kind.Config, one, {"ipc": arguments.stages * arguments.per_stage})
+    stage_lr = kind.for_stages(total, arguments.stages).lr
 
     def run(name: str, method: str, values: dict, steps: int, seed: int) -> Path:
-        of = digest([method, values, steps])[:8]  # another setting is another run
+        of = digest([method, values, steps, scored_on])[:8]  # another setting, or other images, are another run
         out = arguments.work / f"{real.name}-{arguments.base}-{arguments.per_stage}-{name}-{of}-{seed}"
         if not (out / "generator").exists():
             resume = (out / "run.json").exists()
@@ -120,6 +130,7 @@ def main() -> None:
         for point in points:
             k = point["stages"]
             config = make_config(kind.Config, arguments.preset or None, settings | {"ipc": point["ipc"]})
+            config = dataclasses.replace(config, lr=config.lr * stage_lr / kind.for_stages(config, k).lr)
             alone = run(f"single-{k}", arguments.base, config.to_json(), arguments.steps * k + fixed, seed)
             staged = score(first_stages(whole, k, one.recipe.legs[0]), out, seed)
             scores = staged, score(artifact.load(alone / "generator"), alone, seed)
@@ -130,6 +141,7 @@ def main() -> None:
             print(json.dumps({"seed": seed, **point}), flush=True)
             summary = {
                 "dataset": real.name,
+                "scored_on": scored_on,
                 "base": arguments.base,
                 "per_stage": arguments.per_stage,
                 "steps_per_stage": arguments.steps,
@@ -140,7 +152,7 @@ def main() -> None:
             }
             arguments.out.write_text(json.dumps(summary, indent=1) + "\n")
     if importlib.util.find_spec("matplotlib"):
-        draw(points, arguments.out.with_suffix(".png"))
+        draw(points, scored_on, arguments.out.with_suffix(".png"))
 
 
 if __name__ == "__main__":

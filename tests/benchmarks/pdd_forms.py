@@ -5,8 +5,9 @@
 
 For each seed every form is distilled in as many steps, and by the same settings of the base; `single` is the base
 without stages. A student walks the stages of each in as many steps as it takes on `single`, and is scored on the test
-set after each stage. The table shows means over seeds, and the bytes of every prefix. Finished runs and scores stay in
-the working folder, and a stopped run goes on from its checkpoint, so the same command goes on where it was stopped.
+set after each stage, or with --validation on a tenth of the training images, of which none is distilled. The table
+shows means over seeds, and the bytes of every prefix. Finished runs and scores stay in the working folder, and a
+stopped run goes on from its checkpoint, so the same command goes on where it was stopped.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from dimdata.engine import Engine, keep_freed_memory
 from dimdata.evaluate import evaluate
 from dimdata.files import write_atomic
 from dimdata.plots import stage_plot
-from dimdata.real import load_real
+from dimdata.real import load_real, validation_split
 from dimdata.report import markdown_table, percent, size
 from dimdata.scores import Row, digest
 from dimdata.stages import Walk, walks
@@ -122,6 +123,7 @@ def main() -> None:
     parser.add_argument("--student", default="convnet3")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--validation", action="store_true", help="score on held-out training images")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("runs/pdd-forms"))
     arguments = parser.parse_args()
@@ -130,6 +132,9 @@ def main() -> None:
         parser.error(f"--forms names {arguments.forms}; there are {', '.join((SINGLE, *FORMS))}")
     keep_freed_memory()
     real = load_real(arguments.data, root=arguments.root)
+    if arguments.validation:
+        real = validation_split(real)
+    scored_on = "validation" if arguments.validation else "test"
     settings, staged, coded = ({} for _ in range(3))
     for texts, into in ((arguments.settings, settings), (arguments.pdd, staged), (arguments.code, coded)):
         for text in texts:
@@ -145,7 +150,7 @@ def main() -> None:
 
     def score(form: str, seed: int) -> tuple[Row, float]:
         method, values = plans[form]
-        of = digest([method, values, steps])[:8]  # another setting is another run
+        of = digest([method, values, steps, scored_on])[:8]  # another setting, or other images, are another run
         run = arguments.work / f"{real.name}-{form}-{of}-{seed}"
         if not (run / "generator").exists():
             resume = (run / "run.json").exists()
@@ -178,6 +183,7 @@ def main() -> None:
             text = table(made, arguments.stages)
             summary = {
                 "dataset": real.name,
+                "scored_on": scored_on,
                 "stages": arguments.stages,
                 "ipc": arguments.ipc,
                 "steps": steps,

@@ -3,28 +3,44 @@
     python tests/benchmarks/pdd_gain.py fashion-mnist --base dm --preset dm-fashion-mnist --ipc 10 --out gain.json
     python tests/benchmarks/pdd_gain.py fashion-mnist --base dim --preset dim-fashion-mnist --stages 3 --out gain.json
 
-For each seed the base is distilled once as it is and once in stages, in as many steps altogether, and a student is
-trained on either and scored on the test set. Steps of fixed length, those of MTT's experts, come on top: once for the
-base, and once for each stage. Seconds are those of the distillations, the networks that are trained for later stages
-included. Finished runs and scores stay in the working folder, so a stopped call goes on.
+For each seed the base is distilled once as it is and once in stages, in as many steps altogether. Steps of fixed
+length, those of MTT's experts, come on top: once for the base, and once for each stage. Seconds are those of the
+distillations, the networks that are trained for later stages included.
+
+Students are trained on the images of either in both ways: in one leg on all images, and in a walk, leg by leg on the
+growing union of the stages (the base's images being shared out in their order; where they are unlimited, all legs draw
+from all of them). So what the images gain is told from what the walk does. All four take as many steps; they do not
+see as many images, since a leg on few images has small batches: both numbers are recorded.
+
+Settings are chosen by --validation, which distils without a tenth of the training images and scores on it; the test set
+is for what was chosen. Finished runs and scores stay in the working folder, so a stopped call goes on.
 """
 
 import argparse
+import dataclasses
 import json
 import statistics
 import time
 from pathlib import Path
 
 from dimdata import artifact
+from dimdata.cells import with_epochs
 from dimdata.distill.config import make_config, merge, parse_setting
 from dimdata.distill.method import METHODS, Method
 from dimdata.distill.run import distill
+from dimdata.distill.staging import walk
 from dimdata.engine import Engine, keep_freed_memory
 from dimdata.evaluate import evaluate
 from dimdata.files import write_atomic
-from dimdata.real import RealData, load_real
-from dimdata.scores import digest
-from dimdata.spec import Record
+from dimdata.generators.base import Generator
+from dimdata.generators.table import TableGenerator
+from dimdata.real import RealData, load_real, validation_split
+from dimdata.recipe import Recipe
+from dimdata.scores import Row, digest
+from dimdata.spec import Record, Spec
+
+WAYS = ("one_leg", "walked")
+ARMS = ("single", "progressive")
 
 
 def fixed_steps(kind: type[Method], config: Record, real: RealData) -> int:
@@ -33,26 +49,57 @@ def fixed_steps(kind: type[Method], config: Record, real: RealData) -> int:
     return sum(phase.steps for phase in method.phases() if phase.fixed)
 
 
+def one_leg(single: Recipe, staged: Recipe) -> Recipe:
+    """Return the recipe of the base on all stages at once, at the learning rate of the last stage."""
+    (leg,) = single.legs
+    return dataclasses.replace(staged, legs=(dataclasses.replace(leg, lr=staged.legs[-1].lr),))
+
+
+def walked(single: Generator, stages: int, last_share: float | None) -> Generator:
+    """Return what the base made as if in stages, with the recipe that walks them."""
+    if not isinstance(single, TableGenerator):
+        recipe = walk([single.recipe] * stages, [None] * stages, last_share)
+        single.recipe = dataclasses.replace(
+            recipe, legs=tuple(dataclasses.replace(leg, stage=None) for leg in recipe.legs)
+        )
+        return single
+    rows = [(single.images or 0) // stages] * stages
+    spec = single.spec.to_json()
+    spec["options"] = spec["options"] | {"stages": rows}
+    recipe = walk([single.recipe] * stages, rows, last_share)
+    made = TableGenerator(Spec.from_json(spec), recipe, single.recipe_tensors)
+    return made.restore(single.stored())
+
+
+def mean(values: list[float]) -> float:
+    return round(statistics.mean(values), 2)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
     parser.add_argument("--root")
     parser.add_argument("--base", default="dm")
     parser.add_argument("--preset", default="", help="of the base")
-    parser.add_argument("--set", dest="settings", action="append", default=[], help="a setting of the base")
+    parser.add_argument("--set", dest="settings", action="append", default=[], help="a setting of the base, both arms")
     parser.add_argument("--pdd", action="append", default=[], help="a setting of progressive distillation")
     parser.add_argument("--stages", type=int, default=5)
     parser.add_argument("--ipc", type=int, default=10, help="of a table: stored; of a network: an epoch's")
     parser.add_argument("--steps", type=int, help="of a whole distillation, but for those of fixed length")
     parser.add_argument("--epochs", type=int, help="of a student under a fresh draw")
     parser.add_argument("--student", default="convnet3")
+    parser.add_argument("--students", type=int, default=1, help="trained on each generator in each way")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--validation", action="store_true", help="score on held-out training images")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("runs/pdd-gain"))
     arguments = parser.parse_args()
     keep_freed_memory()
     real = load_real(arguments.data, root=arguments.root)
+    if arguments.validation:
+        real = validation_split(real)
+    scored_on = "validation" if arguments.validation else "test"
     settings, staged = {}, {}
     for text in arguments.settings:
         settings = merge(settings, parse_setting(text))
@@ -64,67 +111,108 @@ def main() -> None:
     config = make_config(kind.Config, arguments.preset or None, settings)
     fixed = fixed_steps(kind, config, real)
     steps = arguments.steps or kind.default_steps(config) - fixed
-    progressive = {"base": arguments.base, "stages": arguments.stages, "preset": arguments.preset, "settings": settings}
+    progressive = merge(
+        {"base": arguments.base, "stages": arguments.stages, "preset": arguments.preset, "settings": settings}, staged
+    )
+    if progressive["stages"] != arguments.stages:
+        parser.error("the stages are set by --stages")
 
-    def score(name: str, method: str, values: dict, steps: int, seed: int) -> dict:
-        of = digest([method, values, steps])[:8]  # another setting is another run
+    def made(name: str, method: str, values: dict, steps: int, seed: int) -> Path:
+        """Return the folder of a finished run."""
+        of = digest([method, values, steps, scored_on])[:8]  # another setting, or other images, are another run
         run = arguments.work / f"{real.name}-{arguments.base}-ipc{arguments.ipc}-{name}-{of}-{seed}"
-        folder = run / "generator"
-        if not folder.exists():
+        if not (run / "generator").exists():
             start = time.perf_counter()
             resumed = (run / "run.json").exists()
             distill(real, out=run, method=method, settings=values, steps=steps, seed=seed, resume=resumed)
             if not resumed:
                 write_atomic(run / "seconds.json", json.dumps(time.perf_counter() - start).encode())
-        generator = artifact.load(folder)
-        (result,) = evaluate(
+        return run
+
+    def score(generator: Generator, recipe: Recipe, run: Path, seed: int) -> dict:
+        """Return how students of a recipe fare."""
+        unlimited = generator.images is None
+        if unlimited and arguments.epochs:
+            recipe = with_epochs(recipe, arguments.epochs)
+        rows: list[Row] = []
+        evaluate(
             generator,
-            ipc=arguments.ipc if generator.images is None else None,
-            epochs=arguments.epochs if generator.images is None else None,
+            ipc=arguments.ipc if unlimited else None,
+            recipe=recipe,
             students=arguments.student,
-            seeds=[seed],
+            seeds=range(seed * arguments.students, (seed + 1) * arguments.students),
             real=real,
             baselines=(),
             output=run / "scores.jsonl",
+            on_row=rows.append,
         )
-        seconds = run / "seconds.json"
         return {
-            "accuracy": result.mean,
-            "after_each_stage": result.stages,
-            "student_steps": result.steps,
+            "accuracy": mean([row.accuracy for row in rows]),
+            "accuracies": [row.accuracy for row in rows],
+            "after_each_stage": [mean(list(each)) for each in zip(*(row.stages for row in rows), strict=True)],
+            "student_steps": rows[0].steps,
+            "images_seen": rows[0].images_seen,
             "images": generator.images,
-            "seconds": round(json.loads(seconds.read_text()), 1) if seconds.exists() else None,
         }
+
+    def arm(run: Path, generator: Generator, recipes: dict[str, tuple[Generator, Recipe]], seed: int) -> dict:
+        seconds = run / "seconds.json"
+        taken = round(json.loads(seconds.read_text()), 1) if seconds.exists() else None
+        return {way: score(*recipes[way], run, seed) for way in WAYS} | {"images": generator.images, "seconds": taken}
 
     rows = []
     for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
-        single = score("single", arguments.base, config.to_json(), steps + fixed, seed)
-        whole = steps + fixed * arguments.stages
-        stages = score(f"{arguments.stages}-stages", "pdd", merge(progressive, staged), whole, seed)
-        if (single["student_steps"], single["images"]) != (stages["student_steps"], stages["images"]):
-            raise SystemExit(f"The two are not trained alike: {single}, {stages}.")
-        rows.append({"seed": seed, "single": single, "progressive": stages})
-        print(json.dumps(rows[-1]), flush=True)
-        gains = [row["progressive"]["accuracy"] - row["single"]["accuracy"] for row in rows]
+        alone = made("single", arguments.base, config.to_json(), steps + fixed, seed)
+        whole = made(f"{arguments.stages}-stages", "pdd", progressive, steps + fixed * arguments.stages, seed)
+        base, stages = (artifact.load(run / "generator") for run in (alone, whole))
+        recipe = base.recipe
+        as_if = walked(artifact.load(alone / "generator"), arguments.stages, progressive.get("last_share"))
+        plans = {
+            "single": (alone, {"one_leg": (base, recipe), "walked": (as_if, as_if.recipe)}),
+            "progressive": (
+                whole,
+                {"one_leg": (stages, one_leg(recipe, stages.recipe)), "walked": (stages, stages.recipe)},
+            ),
+        }
+        row = {"seed": seed} | {name: arm(run, base, recipes, seed) for name, (run, recipes) in plans.items()}
+        alike = {(row[name][way]["student_steps"], row[name][way]["images"]) for name in ARMS for way in WAYS}
+        if len(alike) > 1:
+            raise SystemExit(f"Not all are trained alike: {row}.")
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+        gains = {
+            way: [row["progressive"][way]["accuracy"] - row["single"][way]["accuracy"] for row in rows] for way in WAYS
+        }
+        walks = {
+            name: [row[name]["walked"]["accuracy"] - row[name]["one_leg"]["accuracy"] for row in rows] for name in ARMS
+        }
+        both = [row["progressive"]["walked"]["accuracy"] - row["single"]["one_leg"]["accuracy"] for row in rows]
         summary = {
             "dataset": real.name,
+            "scored_on": scored_on,
             "base": arguments.base,
             "ipc": arguments.ipc,
             "stages": arguments.stages,
             "steps": steps,
             "fixed_steps": fixed,
             "student": arguments.student,
-            "single": round(statistics.mean(row["single"]["accuracy"] for row in rows), 2),
-            "progressive": round(statistics.mean(row["progressive"]["accuracy"] for row in rows), 2),
-            "gain": round(statistics.mean(gains), 2),
-            "std": round(statistics.stdev(gains), 2) if len(gains) > 1 else None,
+            "students": arguments.students,
+            "accuracy": {
+                name: {way: mean([row[name][way]["accuracy"] for row in rows]) for way in WAYS} for name in ARMS
+            },
+            "images_seen": {name: {way: rows[0][name][way]["images_seen"] for way in WAYS} for name in ARMS},
+            "gain": mean(both),
+            "std": round(statistics.stdev(both), 2) if len(both) > 1 else None,
+            "gain_of_images": {way: mean(values) for way, values in gains.items()},
+            "gain_of_walk": {name: mean(values) for name, values in walks.items()},
             "seeds": len(rows),
             "rows": rows,
-            "settings": {"base": config.to_json(), "pdd": merge(progressive, staged)},
+            "settings": {"base": config.to_json(), "pdd": progressive},
             "machine": Engine.of().describe(),
         }
-        arguments.out.write_text(json.dumps(summary, indent=1) + "\n")
-    print(json.dumps({key: summary[key] for key in ("single", "progressive", "gain", "std", "seeds")}))
+        write_atomic(arguments.out, (json.dumps(summary, indent=1) + "\n").encode())
+    shown = ("scored_on", "accuracy", "images_seen", "gain", "std", "gain_of_images", "gain_of_walk", "seeds")
+    print(json.dumps({key: summary[key] for key in shown}, indent=1))
 
 
 if __name__ == "__main__":
