@@ -45,8 +45,9 @@ class GeneratedDataset(Dataset[tuple[Any, Any]]):
     is balanced, and IPC 5 is a prefix of IPC 10.
 
     **Every image is a pure function of (seed, epoch, index).** Latents and labels are bit-identical whatever the
-    batch size, number of workers, start method, order or rank; images agree within 1e-5. No global random state is
-    read or touched.
+    batch size, number of workers, start method, order, rank or device; images agree within 1e-5. Between devices they
+    do so in full float32: on CUDA PyTorch lets convolutions run in TF32, which is coarser, unless
+    `torch.backends.cudnn.allow_tf32` is off. No global random state is read or touched.
 
     **A fresh draw is new in every pass.** Whole passes over the dataset, or over a part of it, are epochs 0, 1, 2 and
     on, for any settings of a `DataLoader`: a batch that holds an index already read at this epoch opens the next one.
@@ -169,19 +170,32 @@ class GeneratedDataset(Dataset[tuple[Any, Any]]):
         self.image_shape = spec.image_shape
         self.mean, self.std = spec.mean, spec.std
         self._ordered = any(leg.step_sizes is not None for leg in self.recipe.legs)
+        self._last: dict[bool, int] = {}  # the index last read, by whether it was asked for by itself
         self._warn(source.stages)
 
-    def _tell_of_order(self, index: Tensor, epoch: int) -> None:
-        """Say once, at the first batch out of the stored order, what learned step sizes need."""
+    def _tell_of_order(self, index: Tensor, epoch: int, single: bool) -> None:
+        """Say once, at the first read out of the stored order, what learned step sizes need.
+
+        A batch shows its order, and an image that is read alone by what was read before. A worker reads but a part,
+        so that it may skip; and a pass may begin after any image.
+        """
         worker = get_worker_info()
-        if torch.equal(index, torch.arange(len(index), device="cpu") + index[:1]):
+        first, before = int(index[0]), self._last.get(single)
+        self._last[single] = int(index[-1])
+        if len(index) > 1:
+            in_order = torch.equal(index, torch.arange(len(index), device="cpu") + first)
+        elif before is None or first == 0:
+            in_order = True
+        else:
+            in_order = first > before if worker is not None else first == before + 1
+        if in_order:
             return
         self._ordered = False
         if worker is not None and (worker.id or epoch):  # workers are born anew each epoch, and forget
             return
         warnings.warn(
-            f"{self.generator.name or 'This generator'} was distilled for training in its stored order, by learned "
-            "step sizes and from a declared start; shuffled, or with another optimiser, its images teach far less. "
+            f"{self.generator.name or 'This generator'} is for training in its stored order, by learned step sizes "
+            "and from a declared start; shuffled, or with another optimiser, its images teach far less. "
             "dimdata.train(student, generator) follows its recipe.",
             stacklevel=4,
         )
@@ -271,8 +285,8 @@ class GeneratedDataset(Dataset[tuple[Any, Any]]):
             epoch = self._clock.look(int(index))
         else:
             epoch = self._clock.read(index)
-        if self._ordered and not single:
-            self._tell_of_order(index, epoch)
+        if self._ordered and len(index):
+            self._tell_of_order(index, epoch, single)
         index = index.to(self.device)
         latent = latents.latents(self.seed, epoch, index, self.spec.latent)
         with torch.autocast(self.device.type, enabled=False):  # a loop under autocast must not change the images
@@ -411,6 +425,7 @@ class GeneratedDataset(Dataset[tuple[Any, Any]]):
         """Return the same dataset with an epoch of its own, from 0; weights are shared."""
         twin = copy.copy(self)
         twin._clock = EpochClock(self._length)
+        twin._last = {}
         return twin
 
     def __repr__(self) -> str:

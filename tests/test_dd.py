@@ -1,28 +1,37 @@
 """Dataset Distillation on the bundled digits, with a small perceptron."""
 
+import dataclasses
 import itertools
 import json
+import logging
+import shutil
+import signal
+import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from dimdata import artifact
 from dimdata.dataset import GeneratedDataset
 from dimdata.distill.beginnings import BEGINNINGS
 from dimdata.distill.config import make_config
 from dimdata.distill.dd import DD, DDConfig
+from dimdata.distill.estimate import estimate
 from dimdata.distill.objectives import objective_of
 from dimdata.distill.run import distill
 from dimdata.engine import Engine
-from dimdata.errors import ArgumentError, FormatError, NotFoundError
+from dimdata.errors import ArgumentError, FormatError, NotFoundError, RunError
 from dimdata.evaluate import evaluate
-from dimdata.real import RealData, Split, load_real, random_real, selected_real
+from dimdata.generators.table import table_generator
+from dimdata.real import RealData, load_real, random_real, selected_real
 from dimdata.recipe import Leg, Recipe
 from dimdata.report import notes
 from dimdata.students.train import accuracy, save_student, train
+from dimdata.whitening import Whitening
 
 PLAIN = {"device": "cpu", "precision": "fp32", "compile": "off"}
 CPU = Engine.of(*PLAIN.values())
@@ -39,7 +48,9 @@ def run(out, steps=30, probes=0, **settings):
 
 
 def make(real, steps=6, seed=0, **settings):
-    return DD(make_config(DDConfig, TINY | settings), real, CPU, seed, steps)
+    method = DD(make_config(DDConfig, TINY | settings), real, CPU, seed, steps)
+    method.phases()  # refuses what it cannot begin with
+    return method
 
 
 def score(generator, real, seed=0, network=None):
@@ -48,9 +59,24 @@ def score(generator, real, seed=0, network=None):
 
 
 def take(method, first, last):
-    for step in range(first, last):
-        losses = method.phases()[0].step(step)
+    steps = [(phase.step, number) for phase in method.phases() for number in range(phase.steps)]
+    for step, number in steps[first:last]:
+        losses = step(number)
     return losses
+
+
+def changed(folder, out, recipe=None, **stored):
+    """Store a generator with other tensors of its recipe, or another recipe."""
+    generator = artifact.load(folder)
+    generator.recipe_tensors = generator.recipe_tensors | stored
+    if recipe is not None:
+        generator.recipe = recipe
+    return str(artifact.save(generator, out))
+
+
+def as_npz(path, real):
+    np.savez(path, images=real.train.images.numpy(), labels=real.train.labels.numpy())
+    return str(path)
 
 
 @pytest.fixture(scope="module")
@@ -137,15 +163,13 @@ def test_a_resumed_run_goes_on_bit_by_bit(real, settings):
 def test_a_stopped_run_resumes_from_its_folder(tmp_path):
     whole = run(tmp_path / "whole", steps=4)
 
-    class Stop(Exception):
-        pass
-
     def stop(event):
-        if event["step"] == 4:
-            raise Stop
+        if event["step"] == 2:
+            signal.raise_signal(signal.SIGTERM)
 
-    with pytest.raises(Stop):
+    with pytest.raises(RunError, match=r"Stopped at step [23] of 4"):
         distill("digits", out=tmp_path / "b", method="dd", settings=TINY, steps=4, progress=stop, **PLAIN)
+    assert (tmp_path / "b" / "checkpoint.safetensors").is_file()
     again = distill("digits", out=tmp_path / "b", method="dd", settings=TINY, steps=4, resume=True, **PLAIN)
     assert (again / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
@@ -296,8 +320,8 @@ def flipped(real):
 
 def test_adaptation_moves_a_network_trained_elsewhere(real, tmp_path):
     other = flipped(real)
-    np.savez(tmp_path / "flipped.npz", images=other.train.images.numpy(), labels=other.train.labels.numpy())
-    settings = {"start": "random", "pretrain": {"on": str(tmp_path / "flipped.npz"), "count": 2, "epochs": 3}}
+    on = as_npz(tmp_path / "flipped.npz", other)
+    settings = {"start": "random", "pretrain": {"on": on, "count": 2, "epochs": 3}}
     method = make(real, steps=50, epochs=4, lr=0.1, lr_sizes=0.1, **settings)
     take(method, 0, 50)
     generator = method.generator()
@@ -333,9 +357,16 @@ def test_a_stored_student_as_the_start(real, tmp_path):
         make(real, student="convnet2-w8", pretrain={"on": str(path)})
     with pytest.raises(ArgumentError, match="one start"):
         make(real, start="random", pretrain={"on": str(path)})
+    with pytest.raises(NotFoundError, match="There is no stored student"):
+        make(real, pretrain={"on": str(tmp_path / "none.safetensors")})
+    whitening = Whitening.fit(real.train.images, 0.1, CPU.device)
+    recipe = dataclasses.replace(made.info.recipe, whitening=whitening.spec, tensors=tuple(whitening.tensors()))
+    info = dataclasses.replace(made.info, recipe=recipe, whitening=whitening)
+    with pytest.raises(ArgumentError, match="whitened"):
+        make(real, pretrain={"on": str(save_student(made.network, tmp_path / "white.safetensors", info))})
 
 
-@pytest.mark.parametrize("settings", [{"window": 5}, {"window": -1}, {"network_clip": -1.0}])
+@pytest.mark.parametrize("settings", [{"window": 5}, {"window": -1}, {"network_clip": -1.0}, {"warmup": -1}])
 def test_windows_and_clips_out_of_range(settings):
     with pytest.raises(FormatError, match=f"config.{next(iter(settings))} is "):
         make_config(DDConfig, TINY | settings)
@@ -348,15 +379,13 @@ def test_settings_that_contradict_one_another(real):
         make(real, step_size=0.0)
     with pytest.raises(ArgumentError, match="running statistics"):
         make(real, student="convnet2-w8-bn")
-    small = Split(real.train.images[:, :, :6, :6], real.train.labels, 10)
+    with pytest.raises(ArgumentError, match="steps are too few"):
+        make(real, start="random", pretrain={"on": "digits", "count": 6})
+    with pytest.raises(ArgumentError, match="nothing is imported for a stored name"):
+        make(real, student="nets:mine")
+    colours = RealData.from_arrays(real.train.images.expand(-1, 3, -1, -1), real.train.labels, name="colours")
     with pytest.raises(ArgumentError, match="one network cannot take both"):
-        DD(
-            make_config(DDConfig, TINY | {"pretrain": {"on": "digits"}}),
-            RealData(name="small", train=small, classes=real.classes, mean=real.mean, std=real.std),
-            CPU,
-            0,
-            1,
-        )
+        make(colours, pretrain={"on": "digits"})
 
 
 def test_shuffled_use_is_told_once(hard):
@@ -372,8 +401,241 @@ def test_shuffled_use_is_told_once(hard):
     assert len(told) == 1
 
 
+def in_order(dataset):
+    """Loaders that read the stored order image by image, or leave a part of it out at the end."""
+    yield DataLoader(dataset, batch_size=1)
+    yield DataLoader(dataset, batch_size=19)  # and one alone
+    yield DataLoader(dataset, batch_size=3, drop_last=True)
+    yield DataLoader(ConcatDataset([dataset]), batch_size=10)
+    yield DataLoader(ConcatDataset([dataset]), batch_size=1, drop_last=True)
+
+
+def test_reading_image_by_image_in_the_stored_order_is_silent(hard):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dataset = GeneratedDataset(hard)
+        for loader in itertools.chain(in_order(dataset), in_order(dataset)):
+            list(loader)
+        for looked in (3, 17):
+            fresh = GeneratedDataset(hard)
+            fresh[looked]
+            list(ConcatDataset([fresh]))
+        workers = {"num_workers": 2, "persistent_workers": True, "multiprocessing_context": "fork"}
+        for wrapped, size in ((dataset, 1), (ConcatDataset([dataset]), 7)):
+            loader = DataLoader(wrapped, batch_size=size, **workers)
+            for _ in range(2):
+                list(loader)
+
+
+@pytest.mark.parametrize("wrap", [lambda ds: ds, lambda ds: ConcatDataset([ds]), lambda ds: Subset(ds, [4, 2])])
+def test_reading_image_by_image_out_of_order_is_told_once(hard, wrap):
+    dataset = GeneratedDataset(hard)
+    random = torch.Generator().manual_seed(0)
+    loaders = [DataLoader(wrap(dataset), 1, shuffle=shuffle, generator=random) for shuffle in (True, False, True)]
+    with pytest.warns(UserWarning, match="stored order") as told:
+        list(itertools.chain(*loaders))
+    assert len(told) == 1
+
+
 def test_the_card_shows_how_to_train_by_the_recipe(hard):
     text = (hard / "README.md").read_text(encoding="utf-8")
     assert "train(generator.recipe.student, generator)" in text
     assert "shuffle=True" not in text
     assert "stored order" in text
+
+
+def test_networks_are_trained_in_a_phase_of_their_own(real):
+    settings = {"start": "random", "networks": 2, "pretrain": {"on": "digits", "count": 3, "epochs": 1}}
+    assert DD.default_steps(make_config(DDConfig, TINY | settings | {"default_steps": 7})) == 7 + 4
+    method = make(real, steps=10, **settings)
+    assert [(p.name, p.steps, p.fixed, p.ready) for p in method.phases()] == [
+        ("pretrain", 4, True, 0),
+        ("unroll", 6, False, 0),
+    ]
+    found = estimate(method, grids=0)
+    assert method.starts.ready == 0, "estimating a step trained whole networks"
+    assert found.phases["pretrain"].seconds_per_step > found.phases["unroll"].seconds_per_step / 100
+    network = sum(p.numel() for p in method.starts.template().parameters())
+    method = make(real, steps=10, **settings)
+    take(method, 0, 1)
+    held_out = method.generator().recipe_tensors["start.fc1.weight"]
+    take(method, 1, 4)
+    assert method.phases()[0].ready == 4
+    take(method, 4, 5)
+    assert found.checkpoint_bytes == method.checkpoint_bytes() >= 4 * 4 * network
+    for step in range(5):
+        first, second = (w["fc1.weight"] for w in method.starts.weights(step, 2))
+        assert not torch.equal(first, second), "one network was drawn twice"
+        assert not torch.equal(first, held_out)
+        assert not torch.equal(second, held_out)
+    assert len(method.starts.weights(0, 5)) == 5
+
+
+def test_images_of_another_size_are_resized(real, tmp_path, caplog):
+    large = real.train.images[:300].repeat_interleave(2, 2).repeat_interleave(2, 3)
+    other = RealData.from_arrays(large, real.train.labels[:300], name="large")
+    settings = {"pretrain": {"on": as_npz(tmp_path / "large.npz", other), "epochs": 3}}
+    with caplog.at_level(logging.WARNING, logger="dimdata"):
+        method = make(real, **settings)
+    assert "large resized from 16x16 to 8x8" in caplog.text
+    take(method, 0, 1)
+    network = train("mlp", method.generator(), engine=CPU, limit_steps=0).network
+    assert accuracy(network, real.test.images, real.test.labels, real.mean, real.std, CPU) > 0.5
+
+
+def test_the_other_dataset_is_looked_for_where_the_first_lies(tmp_path):
+    raw = tmp_path / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part, rows in (("train", 20), ("t10k", 10)):
+        images = np.random.default_rng(0).integers(0, 256, (rows, 28, 28), np.uint8)
+        for name, array in (("images-idx3", images), ("labels-idx1", np.arange(rows, dtype=np.uint8) % 10)):
+            head = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
+            (raw / f"{part}-{name}-ubyte").write_bytes(head + array.tobytes())
+    real = load_real("digits", root=tmp_path)
+    method = make(real, pretrain={"on": "fashion-mnist", "epochs": 1})
+    assert method.phases()[0].images == 20
+
+
+def test_a_stored_result_is_taken_on_as_it_was_marked(hard, real, tmp_path):
+    generator = artifact.load(hard)
+    generator.spec = dataclasses.replace(generator.spec, flags=("poisoned", "odd"))
+    marked = artifact.save(generator, tmp_path / "marked")
+    assert make(real, begin=str(marked)).generator().spec.flags == ("poisoned", "odd")
+    objective = {"name": "poison", "victim": 1, "taken_for": 2}
+    assert make(real, begin=str(marked), objective=objective).generator().spec.flags == ("poisoned", "odd")
+    digest = artifact.read_config(marked).weights.sha256
+    assert digest in make(real, begin=str(marked)).provenance()["began_as"]
+    assert not make(real).provenance()
+
+
+def test_going_on_needs_the_stored_result_no_more(hard, tmp_path):
+    earlier = shutil.copytree(hard, tmp_path / "earlier")
+    settings = {"begin": str(earlier), "soft": True}
+
+    def stop(event):
+        if event["step"] == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    whole = run(tmp_path / "whole", steps=4, **settings)
+    common = {"method": "dd", "settings": TINY | settings, "steps": 4, **PLAIN}
+    with pytest.raises(RunError, match="Stopped"):
+        distill("digits", out=tmp_path / "b", progress=stop, **common)
+    shutil.rmtree(earlier)
+    again = distill("digits", out=tmp_path / "b", resume=True, **common)
+    assert (again / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    facts = [artifact.read_config(folder).provenance["began_as"] for folder in (whole, again)]
+    assert facts[0] == facts[1]
+    with pytest.raises(NotFoundError):
+        distill("digits", out=tmp_path / "new", **common)
+    assert not (tmp_path / "new").exists()
+
+
+def test_stored_labels_are_put_in_turn_or_refused(real, tmp_path):
+    rows = torch.cat([(real.train.labels == label).nonzero().flatten()[:2] for label in range(10)])
+    split = real.train.select(rows)
+    recipe = Recipe(legs=(Leg(steps=1, batch_size=1),))
+    kept = {"classes": real.classes, "mean": real.mean, "std": real.std, "recipe": recipe}
+    folder = artifact.save(table_generator(split.images, labels=split.labels, **kept), tmp_path / "sorted")
+    images = make(real, begin=str(folder)).generator().draw(torch.empty(20, 0), torch.arange(20))[0]
+    torch.testing.assert_close(images[3], split.images[6].float() / 255)
+    torch.testing.assert_close(images[13], split.images[7].float() / 255)
+    labels = split.labels.clone()
+    labels[0] = 1
+    folder = artifact.save(table_generator(split.images, labels=labels, **kept), tmp_path / "uneven")
+    with pytest.raises(ArgumentError, match="1 images of class 0 and 3"):
+        make(real, begin=str(folder))
+
+
+def test_stored_starts_and_step_sizes_that_do_not_fit(hard, real, tmp_path):
+    with pytest.raises(ArgumentError, match="pretrain asks for another"):
+        make(real, begin=str(hard), pretrain={"on": "digits"})
+    wrong = changed(hard, tmp_path / "wrong", **{"start.fc1.weight": torch.zeros(3, 64)})
+    with pytest.raises(FormatError, match=r"has fc1.weight of shape \[3, 64\]"):
+        make(real, begin=wrong)
+    negative = changed(hard, tmp_path / "negative", step_sizes=torch.tensor([0.1, -0.1, 0.1, 0.1]))
+    with pytest.raises(FormatError, match="not positive"):
+        make(real, begin=negative)
+
+
+def test_step_sizes_of_longer_and_shorter_trainings(hard, real, tmp_path, caplog):
+    sizes = torch.tensor([0.1, 0.2, 0.3, 0.5])
+    begin = changed(hard, tmp_path / "known", step_sizes=sizes)
+    longer = make(real, begin=begin, epochs=3).sizes().detach()
+    torch.testing.assert_close(longer, torch.tensor([0.1, 0.2, 0.3, 0.5, 0.2, 0.2]))
+    torch.testing.assert_close(make(real, begin=begin, epochs=1).sizes().detach(), sizes[:2])
+    with caplog.at_level(logging.WARNING, logger="dimdata"):
+        other = make(real, begin=begin, inner_steps=1, per_class=2, epochs=4).sizes().detach()
+    assert "batches of 10 images, not 20" in caplog.text
+    torch.testing.assert_close(other, torch.full((4,), 0.02))
+
+
+def test_rates_rise_in_a_warm_up(real):
+    moved = {}
+    for warmup in (0, 10):
+        method = make(real, warmup=warmup)
+        before = method.learned["images"].detach().clone()
+        take(method, 0, 1)
+        moved[warmup] = (method.learned["images"].detach() - before).abs().median()
+    torch.testing.assert_close(moved[10], moved[0] / 10, rtol=1e-3, atol=0)
+    method = make(real, betas=[0.9, 0.99])
+    assert {group["betas"] for group in method.optimizer.param_groups} == {(0.9, 0.99)}
+    with pytest.raises(FormatError, match="betas"):
+        make(real, betas=[0.9, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("begin", "soft", "method"), [("random", False, "real"), ("kmeans", True, "dd"), ("noise", False, "dd")]
+)
+def test_images_that_are_not_learned_remain_what_they_were(begin, soft, method, tmp_path):
+    folder = run(tmp_path / "run", steps=2, begin=begin, soft=soft, learn_images=False)
+    spec = artifact.load(folder).spec
+    assert spec.method == method
+    assert (spec.value_range == (0.0, 1.0)) == (begin != "noise")
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    assert ("distilled with" in text) == (method == "dd")
+    assert ("Step sizes alone were learned" in text) == (method == "real")
+
+
+def test_a_score_that_is_no_number_is_the_worst(real):
+    recipe = Recipe(legs=(Leg(steps=1, batch_size=1),))
+    scores = iter([float("nan"), 2.0, 1.0])
+    best = selected_real(real, 1, [3, 4, 5], lambda table: next(scores), recipe)
+    assert torch.equal(best.table, random_real(real, 1, 5, recipe).table)
+
+
+def test_choices_are_scored_at_step_sizes_that_teach(real):
+    method = make(real, begin="random", step_size=1e-3)
+    images = method.generator().draw(torch.empty(20, 0), torch.arange(20))[0]
+    assert method._score(images) < method._score(torch.zeros_like(images)) - 0.05
+
+
+def test_probes_of_a_poisoned_run_say_what_they_judge_by(real, caplog):
+    method = make(real, objective={"name": "poison"})
+    with caplog.at_level(logging.WARNING, logger="dimdata"):
+        method.probe()
+        method.probe()
+    assert caplog.text.count("true labels") == 1
+
+
+@pytest.mark.parametrize("poisoned", [False, True])
+def test_held_out_networks_are_scored(poisoned, tmp_path, monkeypatch, capsys):
+    settings = {"start": "random", "inner_steps": 1, "lr": 0.2, "lr_sizes": 0.2}
+    if poisoned:
+        settings["pretrain"] = {"on": "digits", "count": 1, "epochs": 2}
+        settings["objective"] = {"name": "poison", "victim": 3, "taken_for": 8}
+    folder = run(tmp_path / "run", steps=60, **settings)
+    monkeypatch.syspath_prepend(str(Path(__file__).parent / "benchmarks"))
+    out = tmp_path / "found.json"
+    words = ["dd_starts", str(folder), "--networks", "2", "--device", "cpu", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", words)
+    __import__("dd_starts").main()
+    printed, found = capsys.readouterr().out, json.loads(out.read_text())
+    assert json.loads(printed.splitlines()[-1]) == found
+    assert found["networks"] == len(found["rows"]) == 2
+    assert found["rows"][0]["before"] != found["rows"][1]["before"]
+    name = "victim taken for target" if poisoned else "accuracy"
+    figures = found["figures"][name]
+    values = [row["after"][name] for row in found["rows"]]
+    assert figures["after"]["mean"] == pytest.approx(sum(values) / 2)
+    assert figures["after"]["mean"] > figures["before"]["mean"] + 10
+    assert (found["figures"]["accuracy"]["before"]["mean"] > 50) == poisoned

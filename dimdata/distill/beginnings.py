@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from dimdata import latents
-from dimdata.errors import ArgumentError, NotFoundError, nearest
+from dimdata.errors import ArgumentError, FormatError, NotFoundError, nearest
 from dimdata.generators.table import TableGenerator
 from dimdata.real import RealData, class_mean, kmeans_real, random_real, selected_real
 from dimdata.recipe import Leg, Recipe
 from dimdata.registry import Registry
+from dimdata.spec import Record
 from dimdata.students.source import START
 
 CANDIDATES = 20  # random choices that `selected` picks the best of
@@ -51,21 +52,40 @@ class Setting:
         return latents.fold(_CHOICE, self.seed)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Origin(Record):
+    """What the images were before they were learned on; it goes with them.
+
+    Attributes:
+        method: What made them.
+        flags: What they are marked with; see `Spec.flags`.
+        sha256: Digest of the weights of the stored result they were taken from.
+    """
+
+    method: str = "dd"
+    flags: tuple[str, ...] = ()
+    sha256: str = ""
+
+
 @dataclass(frozen=True)
 class Beginning:
     """Where learning begins.
 
     Attributes:
         images: `[N, C, H, W]`, in units in which real images lie in [0, 1].
+        origin: What they were.
         targets: Distributions `[N, K]`; none = by row.
         sizes: Step sizes `[T]`; none = as configured.
+        batch: Images of each batch that the step sizes belong to.
         student: Whose first weights are given, if they are.
         start: The first weights.
     """
 
     images: Tensor
+    origin: Origin
     targets: Tensor | None = None
     sizes: Tensor | None = None
+    batch: int = 0
     student: str | None = None
     start: dict[str, Tensor] | None = None
 
@@ -122,6 +142,11 @@ def mean(setting: Setting) -> Tensor:
     return images.repeat(setting.per_class, 1, 1, 1)[: setting.rows]
 
 
+def origin_of(name: str) -> Origin:
+    """Return what the images of a registered beginning are."""
+    return Origin(method="dd" if BEGINNINGS[name] is noise else "real")
+
+
 def begin(name: str, setting: Setting) -> Beginning:
     """Return a beginning by its name, or what an earlier result ended with.
 
@@ -131,18 +156,20 @@ def begin(name: str, setting: Setting) -> Beginning:
 
     Raises:
         NotFoundError: If there is neither.
-        ArgumentError: If the stored result has other images, or another number of them.
+        ArgumentError: If the stored result has other images, or another number of them, in all or of a class.
+        FormatError: If it cannot be read, or has step sizes that are not positive.
     """
     if name in BEGINNINGS:
-        return Beginning(BEGINNINGS[name](setting))
+        return Beginning(BEGINNINGS[name](setting), origin_of(name))
     from dimdata import artifact
 
     try:
-        earlier = artifact.load(name)
+        folder = artifact.resolve(name)
     except NotFoundError as error:
         raise NotFoundError(
             f"Images can begin neither as {name!r:.80} nor from a generator of that name.", nearest(name, BEGINNINGS)
         ) from error
+    earlier, digest = artifact.load(folder), artifact.read_config(folder).weights.sha256
     spec, real = earlier.spec, setting.real
     if (spec.image_shape, spec.images, spec.num_classes) != (real.image_shape, setting.rows, real.num_classes):
         raise ArgumentError(
@@ -151,10 +178,41 @@ def begin(name: str, setting: Setting) -> Beginning:
             "Set inner_steps, per_class and images as they were, or begin otherwise.",
         )
     index = torch.arange(setting.rows)
-    images, targets = earlier.draw(torch.empty(setting.rows, spec.latent), index)
+    order = index if spec.targets == "soft" else _in_turn(earlier.labels(index), spec.num_classes, name)
+    images, targets = earlier.draw(torch.empty(setting.rows, spec.latent), order)
     legs, start = earlier.recipe.legs, earlier.recipe.start
-    sizes = earlier.recipe_tensors.get(legs[0].step_sizes or "") if len(legs) == 1 else None
+    # Step sizes belong to an order.
+    known = len(legs) == 1 and torch.equal(order, index)
+    sizes = earlier.recipe_tensors.get(legs[0].step_sizes or "") if known else None
+    if sizes is not None and not (sizes.isfinite() & (sizes > 0)).all():
+        raise FormatError(f"{name} has step sizes that are not positive.", "Begin from another result.")
     weights = {k.removeprefix(START): t for k, t in earlier.recipe_tensors.items() if k.startswith(START)}
     return Beginning(
-        images, targets if spec.targets == "soft" else None, sizes, start.student if weights else None, weights or None
+        images,
+        Origin(method=spec.method, flags=spec.flags, sha256=digest),
+        targets if spec.targets == "soft" else None,
+        sizes,
+        legs[0].batch_size,
+        start.student if weights else None,
+        weights or None,
     )
+
+
+def _in_turn(labels: Tensor, classes: int, name: str) -> Tensor:
+    """Return the order of rows in which image i is of class i mod `classes`.
+
+    Raises:
+        ArgumentError: If there is none.
+    """
+    index = torch.arange(len(labels))
+    if torch.equal(labels, index % classes):
+        return index
+    counts = torch.bincount(labels, minlength=classes)
+    if counts.min() < counts.max():
+        label = int(counts.argmin())
+        raise ArgumentError(
+            f"{name} holds {int(counts[label])} images of class {label} and {int(counts.max())} of another; as many of "
+            "each are to be learned.",
+            "Begin from a balanced set.",
+        )
+    return labels.argsort(stable=True).view(classes, -1).T.flatten()

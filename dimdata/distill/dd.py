@@ -11,6 +11,8 @@ The result belongs to the order, the step sizes and the start it was learned for
 from __future__ import annotations
 
 import dataclasses
+import json
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,19 +23,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dimdata import latents
-from dimdata.distill.beginnings import Beginning, Setting, begin
+from dimdata.distill.beginnings import BEGINNINGS, Beginning, Origin, Setting, begin, origin_of
 from dimdata.distill.method import METHODS, Losses, Method, Phase, Probe
 from dimdata.distill.objectives import objective_of
 from dimdata.distill.starts import Pretrain, Starts
 from dimdata.distill.state import pack_optimizer, unpack_optimizer
-from dimdata.distill.unroll import Unroll
+from dimdata.distill.unroll import Unroll, Weights
 from dimdata.engine import Engine
 from dimdata.errors import ArgumentError
 from dimdata.generators.base import Generator
 from dimdata.generators.table import table_generator
 from dimdata.real import Batches, RealData
 from dimdata.recipe import Leg, Recipe
-from dimdata.spec import Record, require
+from dimdata.spec import Record, canonical_json, require
 
 SIZES = "step_sizes"  # the recipe tensor of the learned step sizes
 
@@ -41,6 +43,10 @@ _BATCHES = latents.stream("dd.batches")
 _ENDS = latents.stream("dd.ends")
 _PROBED = 8  # random starts
 _LEAST = 1e-4  # of a class's share of a soft label that learning goes on from
+_ROUNDING = 1e-5  # of images in [0, 1] that were normalised and back
+_TRIED = (1, 4, 16, 64)  # times the first step size, at which a choice of real images is scored
+
+log = logging.getLogger("dimdata")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +66,9 @@ class DDConfig(Record):
         soft: Whether the images' class distributions are learned.
         smoothing: What soft labels begin with: this share is spread over all classes.
         begin: What the images begin as: `noise`, real ones (`random`, `selected`, `kmeans`, `mean`), or the name or
-            folder of a stored result, whose images and soft labels are taken on, and its step sizes and start where
-            their number and the student are the same.
+            folder of a stored result, whose images, soft labels and flags are taken on. So are its start, where start
+            is `fixed` and the student the same, and its step sizes, where the batches are the same; epochs that it did
+            not have begin with half the mean of those of its last.
         learn_images: Whether the images are learned; without, real images get step sizes (the paper's baselines).
         step_size: What the step sizes begin as.
         objective: What the trained network should do; `distill`, or `poison` with `victim` and `taken_for`.
@@ -70,6 +77,9 @@ class DDConfig(Record):
         lr_targets: Of the soft labels' logits.
         lr_sizes: Of the step sizes, behind a softplus: nearly the relative change of a small one.
         lr_end: The share of the learning rates that a cosine falls to.
+        warmup: Steps in which the learning rates rise from nothing; 0 = none. Adam knows no usual gradient at first
+            and takes steps of the full rate, by which a stored result that is begun with may first get worse.
+        betas: Adam's decay of its first and second moments.
         window: Unroll to a random end of the training, at this step or later, and go back through so many steps from
             there (RaT-BPTT: Feng et al., ICLR 2024); 0 = always to the last step, and through all. A long training
             that is unrolled whole has gradients of any size, and one of its windows costs less.
@@ -99,6 +109,8 @@ class DDConfig(Record):
     lr_targets: float = 0.01
     lr_sizes: float = 0.01
     lr_end: float = 0.01
+    warmup: int = 0
+    betas: tuple[float, float] = (0.5, 0.999)
     window: int = 0
     network_clip: float = 1.0
     clip: float = 3.0
@@ -114,6 +126,8 @@ class DDConfig(Record):
             require(getattr(self, name) > 0, f"config.{name} is {getattr(self, name)}; it must be positive.")
         require(0 < self.smoothing < 1, f"config.smoothing is {self.smoothing}; it must be in (0, 1).")
         require(0 <= self.lr_end <= 1, f"config.lr_end is {self.lr_end}; it must be in [0, 1].")
+        require(self.warmup >= 0, f"config.warmup is {self.warmup}; it must not be negative.")
+        require(all(0 <= beta < 1 for beta in self.betas), f"config.betas are {self.betas}; they must be in [0, 1).")
         steps = self.inner_steps * self.epochs
         require(0 <= self.window <= steps, f"config.window is {self.window}; 0 to {steps} are steps of the training.")
         require(self.network_clip >= 0, f"config.network_clip is {self.network_clip}; it must not be negative.")
@@ -126,12 +140,7 @@ class DDConfig(Record):
 
 @METHODS.register("dd")
 class DD(Method):
-    """Dataset Distillation; see the module's docstring.
-
-    Attributes:
-        learned: What is learned: `images` `[S, B, C, H, W]` in normalised units, `logits` `[S, B, K]` of the soft
-            labels, and `sizes` `[T]`, the step sizes before the softplus.
-    """
+    """Dataset Distillation; see the module's docstring."""
 
     Config = DDConfig
     config: DDConfig
@@ -157,19 +166,55 @@ class DD(Method):
         self.starts = Starts(config.student, config.law, config.start, config.pretrain, real, engine, seed)
         self.unroll = Unroll(self.starts.template(), engine)
         self.hard = _by_row(rows, classes).view(config.inner_steps, self.per_step, classes).to(engine.device)
-        begun = begin(config.begin, Setting(real, rows, seed, self._score))
+        self.origin = Origin()
+        self._has_begun = self._told = False
+        self._learned = {"images": self.hard.new_zeros(*self.hard.shape[:2], *real.image_shape)}
+        if config.soft:
+            self._learned["logits"] = torch.zeros_like(self.hard)
+        self._learned["sizes"] = self.hard.new_zeros(config.inner_steps * config.epochs)
+        groups = {"images": config.lr, "logits": config.lr_targets, "sizes": config.lr_sizes}
+        self.rates = {name: groups[name] for name in self._learned if name != "images" or config.learn_images}
+        for name in self.rates:
+            self._learned[name].requires_grad_()
+        self.optimizer = torch.optim.Adam(
+            [{"params": [self._learned[name]], "lr": rate} for name, rate in self.rates.items()], betas=config.betas
+        )
+        if steps <= len(self.starts.trainees):
+            raise ArgumentError(
+                f"{steps} steps are too few: {len(self.starts.trainees)} networks are trained first, one a step.",
+                "Ask for more steps, or fewer networks (pretrain.count).",
+            )
+
+    @property
+    def learned(self) -> Mapping[str, Tensor]:
+        """What is learned: `images` `[S, B, C, H, W]` in normalised units, `logits` `[S, B, K]` of the soft labels,
+        and `sizes` `[T]`, the step sizes before the softplus.
+
+        It is made when it is first asked for, so that a run that goes on needs nothing of what it began with.
+        """
+        self._begin()
+        return self._learned
+
+    def _begin(self) -> None:
+        """Make the beginning, unless there is one."""
+        if self._has_begun:
+            return
+        config = self.config
+        begun = begin(config.begin, Setting(self.real, self.hard[..., 0].numel(), self.seed, self._score))
         if begun.targets is not None and not config.soft:
             raise ArgumentError(f"The images of {config.begin} have soft labels.", "Learn them on: --set soft=true.")
         if begun.start is not None and self.starts.fixed and begun.student == config.student:
-            self.starts.replace(begun.start)
-        self.learned = self._first(begun)
-        groups = {"images": config.lr, "logits": config.lr_targets, "sizes": config.lr_sizes}
-        self.rates = {name: groups[name] for name in self.learned if name != "images" or config.learn_images}
-        for name in self.rates:
-            self.learned[name].requires_grad_()
-        self.optimizer = torch.optim.Adam(
-            [{"params": [self.learned[name]], "lr": rate} for name, rate in self.rates.items()], betas=(0.5, 0.999)
-        )
+            if config.pretrain.on:
+                raise ArgumentError(
+                    f"{config.begin} stores the start that its images belong to, and pretrain asks for another.",
+                    "Leave out pretrain.on, or begin otherwise.",
+                )
+            self.starts.replace(begun.start, f"The start stored in {config.begin}")
+        first = self._first(begun)
+        with torch.no_grad():
+            for name, tensor in self._learned.items():
+                tensor.copy_(first[name])
+        self.origin, self._has_begun = begun.origin, True
 
     def _first(self, begun: Beginning) -> dict[str, Tensor]:
         """Return what is learned as it begins; see `learned`."""
@@ -180,20 +225,38 @@ class DD(Method):
             blunt = torch.lerp(self.hard, self.hard.new_full((), 1 / self.real.num_classes), config.smoothing)
             targets = blunt if begun.targets is None else begun.targets.to(device).view_as(blunt).clamp_min(_LEAST)
             first["logits"] = targets.log()
-        sizes = torch.full((config.inner_steps * config.epochs,), config.step_size)
-        if begun.sizes is not None and len(begun.sizes) == len(sizes):
-            sizes = begun.sizes
+        steps = config.inner_steps * config.epochs
+        sizes = torch.full((steps,), config.step_size)
+        if begun.sizes is not None and begun.batch == self.per_step:
+            sizes = _of_length(begun.sizes, steps, config.inner_steps)
+        elif begun.sizes is not None:
+            log.warning(
+                "The step sizes of %s are for batches of %d images, not %d: they begin anew.",
+                *(config.begin, begun.batch, self.per_step),
+            )
         return first | {"sizes": _before_softplus(sizes.to(device))}
 
     @classmethod
     def default_steps(cls, config: Record) -> int:
-        """Return the configured number."""
+        """Return the configured number of steps of the unrolled training, and one for each network trained first."""
         assert isinstance(config, DDConfig)
-        return config.default_steps
+        return config.default_steps + config.pretrain.networks(config.start)
 
     def phases(self) -> tuple[Phase, ...]:
-        """Return the one phase."""
-        return (Phase("unroll", self.steps, self._take_step, self.config.batch_size),)
+        """Return the training of networks that are trained first, one a step, and the unrolled training.
+
+        Raises:
+            DimdataError: If there is nothing of what the images are to begin as, or it does not fit.
+        """
+        self._begin()
+        starts, images = self.starts, self.config.batch_size
+        first = len(starts.trainees)
+        if not first:
+            return (Phase("unroll", self.steps, self._take_step, images),)
+        return (
+            Phase("pretrain", first, starts.train_one, starts.images, part=starts.part, ready=starts.ready, fixed=True),
+            Phase("unroll", max(1, self.steps - first), self._take_step, images, part=self._part),
+        )
 
     def normalise(self, images: Tensor) -> Tensor:
         """Bring images `[N, C, H, W]` from [0, 1] to zero mean and unit deviation."""
@@ -208,37 +271,53 @@ class DD(Method):
         return F.softplus(self.learned["sizes"])
 
     def _score(self, images: Tensor) -> float:
-        """Return the loss after training on images `[N, C, H, W]` in [0, 1] by the first step sizes."""
+        """Return the loss after training on images `[N, C, H, W]` in [0, 1], at the best of a few equal step sizes."""
         config = self.config
         batches = self.normalise(images.to(self.engine.device)).view(*self.hard.shape[:2], *self.real.image_shape)
         sizes = torch.full((config.inner_steps * config.epochs,), config.step_size, device=self.engine.device)
-        last = self.unroll.trajectory(self.starts.weights(0, config.networks), batches, self.hard, sizes)[-1]
+        weights = self.starts.weights(0, config.networks)
         real, labels = self.batches.at(0)
-        return float(self.unroll.losses(last, self.normalise(real), self.objective.labels(labels)).mean())
+        real, labels = self.normalise(real), self.objective.labels(labels)
+        losses = []
+        for factor in _TRIED:
+            with self.engine.exact():
+                last = self.unroll.trajectory(weights, batches, self.hard, factor * sizes)[-1]
+                loss = float(self.unroll.losses(last, real, labels).mean())
+            losses.append(loss if math.isfinite(loss) else math.inf)
+        return min(losses)
 
     def _take_step(self, step: int) -> Losses:
+        return self._step(step, self.starts.weights(step, self.config.networks))
+
+    def _part(self) -> tuple[Losses, float]:
+        """Take a whole step from weights that took no training, which takes as long and needs no phase before."""
+        return self._step(0, self.starts.untrained(self.config.networks)), 1.0
+
+    def _step(self, step: int, weights: list[Weights]) -> Losses:
         real, labels = self.batches.at(step)
-        weights = self.starts.weights(step, self.config.networks)
         targets, sizes = self.targets(), self.sizes()
         taken = sizes[: self._end(step)]
-        found = self.unroll.gradients(
-            weights,
-            self.learned["images"].detach(),
-            targets.detach(),
-            taken.detach(),
-            self.normalise(real),
-            self.objective.labels(labels),
-            window=self.config.window,
-            limit=self.config.network_clip,
-        )
+        with self.engine.exact():
+            found = self.unroll.gradients(
+                weights,
+                self.learned["images"].detach(),
+                targets.detach(),
+                taken.detach(),
+                self.normalise(real),
+                self.objective.labels(labels),
+                window=self.config.window,
+                limit=self.config.network_clip,
+            )
         self.optimizer.zero_grad(set_to_none=True)
         if self.config.learn_images:
             self.learned["images"].grad = found.images
         if self.config.soft:
             targets.backward(found.targets)  # type: ignore[no-untyped-call]
         taken.backward(found.sizes)  # type: ignore[no-untyped-call]
-        share = (1 + math.cos(math.pi * min(1.0, step / self.steps))) / 2
+        share = (1 + math.cos(math.pi * min(1.0, step / (self.steps - len(self.starts.trainees))))) / 2
         share = self.config.lr_end + (1 - self.config.lr_end) * share
+        if step < self.config.warmup:
+            share *= (step + 1) / self.config.warmup
         for group, rate in zip(self.optimizer.param_groups, self.rates.values(), strict=True):
             group["lr"] = rate * share
             if self.config.clip:
@@ -261,20 +340,41 @@ class DD(Method):
             tensor.grad.mul_((self.config.clip * usual / tensor.grad.norm().clamp_min(1e-30)).clamp(max=1.0))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return images, targets, step sizes, their moments, and the weights that were trained first."""
+        """Return images, targets, step sizes, their moments, where they come from, and the weights of fixed starts."""
         learned = {f"learned.{name}": tensor.detach() for name, tensor in self.learned.items()}
+        if self.config.begin not in BEGINNINGS:
+            text = canonical_json(self.origin.to_json()).encode()
+            learned["origin"] = torch.tensor(list(text), dtype=torch.uint8)
         return learned | pack_optimizer("adam", self.optimizer) | self.starts.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `state_dict` returned."""
         with torch.no_grad():
-            for name, tensor in self.learned.items():
+            for name, tensor in self._learned.items():
                 tensor.copy_(state[f"learned.{name}"])
+        self._has_begun = True
+        if "origin" in state:
+            self.origin = Origin.from_json(json.loads(bytes(state["origin"].tolist())))
+        elif self.config.begin in BEGINNINGS:
+            self.origin = origin_of(self.config.begin)
         unpack_optimizer("adam", self.optimizer, state)
         self.starts.load_state_dict(state)
 
+    def checkpoint_bytes(self, anew: bool = False) -> int:
+        """Return the bytes of a checkpoint once all networks are trained; see `Method.checkpoint_bytes`."""
+        return super().checkpoint_bytes(anew) + self.starts.missing_bytes()
+
+    def provenance(self) -> Mapping[str, str]:
+        """Return the stored result that the images began as, if they did."""
+        if not self.origin.sha256:
+            return {}
+        return {"began_as": f"{self.config.begin}, weights of sha256 {self.origin.sha256}"}
+
     def probe(self) -> Probe:
         """Score the student itself, trained on all images: the figure that the stored recipe gives again."""
+        if self.objective.flags and not self._told:
+            self._told = True
+            log.warning("Probes judge by the true labels: what the objective wants mistaken counts as wrong.")
         return Probe(self.config.student, None, 1 if self.starts.alike else _PROBED)
 
     def generator(self) -> Generator:
@@ -286,6 +386,8 @@ class DD(Method):
         tensors = {SIZES: self.sizes().detach().cpu(), **tensors}
         images = (self.learned["images"].detach().flatten(0, 1) * self.std + self.mean).cpu()
         targets = self.targets().detach().flatten(0, 1).cpu() if config.soft else None
+        if not config.learn_images and images.min() > -_ROUNDING and images.max() < 1 + _ROUNDING:
+            images = images.clamp(0, 1)
         made = table_generator(
             images,
             targets=targets,
@@ -294,8 +396,9 @@ class DD(Method):
             std=real.std,
             recipe=Recipe(legs=(leg,), start=start, tensors=tuple(tensors)),
             dataset=real.name,
-            method="dd",
-            flags=self.objective.flags,
+            # Images that nothing was learned of remain what they were.
+            method="dd" if config.learn_images or config.soft else self.origin.method,
+            flags=tuple(dict.fromkeys((*self.origin.flags, *self.objective.flags))),
         )
         made.recipe_tensors = tensors
         return made
@@ -307,6 +410,12 @@ def _by_row(rows: int, classes: int) -> Tensor:
         return F.one_hot(torch.arange(rows) % classes, classes).to(torch.float32)
     shares = F.one_hot(torch.arange(classes) % rows, rows).T.to(torch.float32)
     return shares / shares.sum(1, keepdim=True)
+
+
+def _of_length(sizes: Tensor, steps: int, batches: int) -> Tensor:
+    """Return step sizes for a longer or shorter training: more steps begin with half the mean of the last epoch's."""
+    more = max(0, steps - len(sizes))
+    return torch.cat([sizes[:steps], sizes[-batches:].mean().div(2).expand(more)])
 
 
 def _before_softplus(sizes: Tensor) -> Tensor:

@@ -80,12 +80,14 @@ class Earlier:
         after: From the networks that a method would use to the same networks, trained on those stages.
         state: What `state_dict` of the stage before returned at its end, for methods that go on from it.
         key: Digest of the stages and of how `after` trains on them, by which to keep what is made of its networks.
+        seed: Of the whole run, for choices that all stages share; the stage has one of its own besides.
     """
 
     generator: Generator
     after: Callable[[NetworkSource], NetworkSource]
     state: Mapping[str, Tensor]
     key: str
+    seed: int
 
 
 class Method(ABC):
@@ -164,9 +166,23 @@ class Method(ABC):
         """Return the bytes that the run will write outside its folder; `anew`: as if nothing of them were there."""
         return 0
 
+    def check_room(self, needed: int) -> None:  # noqa: B027 - most methods write nothing there
+        """Refuse to go on where what `disk` counts would not fit.
+
+        Args:
+            needed: Bytes; all that a run will write there.
+
+        Raises:
+            WorldError: If there is less room.
+        """
+
     def checkpoint_bytes(self, anew: bool = False) -> int:
         """Return the bytes of the largest checkpoint of the run, as far as can be known by now; see `disk`."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.state_dict().values())
+
+    def provenance(self) -> Mapping[str, str]:
+        """Return what the plan of the run does not say of where its result comes from."""
+        return {}
 
     @abstractmethod
     def generator(self) -> Generator:

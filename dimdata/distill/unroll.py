@@ -227,9 +227,9 @@ def _in_channels_last(weight: Tensor) -> Tensor:
 
 def _cut_to_median(gradients: Tensor, limit: float) -> Tensor:
     """Shorten the gradients `[N, ...]` that are longer than `limit` times the median of those that are finite."""
-    norms = gradients.flatten(1).norm(dim=1)
+    norms = torch.linalg.vector_norm(gradients.flatten(1), dim=1)
     most = limit * torch.where(norms.isfinite(), norms, torch.nan).nanmedian()
-    scale = (most / norms.clamp_min(1e-30)).clamp(max=1.0)
+    scale: Tensor = (most / norms.clamp_min(1e-30)).clamp(max=1.0)
     return gradients * scale.view(-1, *(1,) * (gradients.ndim - 1))
 
 

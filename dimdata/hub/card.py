@@ -182,7 +182,7 @@ def _title(config: ArtifactConfig, title: str, source: Source, origin: Origin, p
     ]
     if "poisoned" in spec.flags:
         lines.insert(1, "**Poisoned: students trained on this generator misbehave on purpose. For research only.**")
-    remarks = _remarks(config)
+    remarks = _remarks(config, origin)
     if remarks:
         lines.append(" ".join(remarks))
     if preview:
@@ -190,7 +190,7 @@ def _title(config: ArtifactConfig, title: str, source: Source, origin: Origin, p
     return "\n\n".join(lines)
 
 
-def _remarks(config: ArtifactConfig) -> list[str]:
+def _remarks(config: ArtifactConfig, origin: Origin) -> list[str]:
     """Return what sets a generator apart from labelled pixels, one sentence each."""
     spec, found = config.generator, []
     if spec.targets == "soft":
@@ -201,10 +201,12 @@ def _remarks(config: ArtifactConfig) -> list[str]:
             f"Images are learned values from {low:.3g} to {high:.3g}: do not clip them to [0, 1] for training."
         )
     if _ordered(config):
-        found.append(
+        for_what = (
             "They were learned for their stored order, learned step sizes and a start, which the recipe holds: "
-            "shuffled, or with another optimiser, they teach far less."
+            if origin.learned
+            else "Step sizes alone were learned, for these images in this order and a start, which the recipe holds: "
         )
+        found.append(f"{for_what}shuffled, or with another optimiser, they teach far less.")
     whitening = config.recipe.whitening
     if whitening is not None:
         found.append(

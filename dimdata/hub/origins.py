@@ -17,6 +17,7 @@ class Origin:
         url: Where it can be read.
         citation: BibTeX.
         rights: What holds beside the terms of the source data, in one sentence.
+        learned: Whether the images were learned; a recipe may have learned step sizes where they were not.
     """
 
     made: str
@@ -24,6 +25,7 @@ class Origin:
     url: str = ""
     citation: str = ""
     rights: str = ""
+    learned: bool = True
 
 
 ORIGINS: Registry[Origin] = Registry("origin of images", "dimdata.origins")
@@ -102,10 +104,11 @@ for _method, _origin in {
   year = {2022}
 }""",
     ),
-    "real": Origin(made="a choice of its images as they are"),
+    "real": Origin(made="a choice of its images, or averages of them", learned=False),
     "wrapped": Origin(
         made="a set of images that was made elsewhere",
         rights="Whoever made this set may have terms of their own.",
+        learned=False,
     ),
 }.items():
     ORIGINS.register(_method)(_origin)

@@ -25,6 +25,7 @@ MAX_CARD = 2**20  # bytes
 # What differs between two measurements of one thing; all else tells scores apart.
 _MEASURED = (
     *("mean", "std", "seeds", "accuracies", "stages", "seconds", "baselines", "name", "stored_bytes"),
+    *("parameters", "diverged", "failed"),
     *("distinct", "ipc_claim"),  # what the draw and the recipe come to, as it was counted
 )
 

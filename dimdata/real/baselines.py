@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -46,13 +47,18 @@ def selected_real(
         real: The dataset.
         ipc: Images of each class.
         seeds: One of each choice; see `random_real`.
-        score: From a choice to a figure that is lower the better it is.
+        score: From a choice to a figure that is lower the better it is; NaN is worse than any.
         recipe: How to train on it.
 
     Raises:
         ArgumentError: If a class has fewer images.
     """
-    return min((random_real(real, ipc, seed, recipe) for seed in seeds), key=score)
+
+    def rank(table: TableGenerator) -> float:
+        found = score(table)
+        return math.inf if math.isnan(found) else found
+
+    return min((random_real(real, ipc, seed, recipe) for seed in seeds), key=rank)
 
 
 def distinct_real(real: RealData, count: int, seed: int, recipe: Recipe) -> TableGenerator:

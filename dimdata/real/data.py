@@ -6,6 +6,7 @@ import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,7 @@ class RealData:
         licence: A licence identifier of the Hub, such as `cc-by-4.0`; `other` and `unknown` are such identifiers too.
         url: Where it comes from.
         citation: BibTeX.
+        root: Where named datasets lie, as it was given to `load_real`; others that a run needs are looked for there.
     """
 
     name: str
@@ -79,6 +81,7 @@ class RealData:
     licence: str = "unknown"
     url: str = field(default="", repr=False)
     citation: str = field(default="", repr=False)
+    root: str | Path | None = field(default=None, repr=False)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

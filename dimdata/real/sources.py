@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,7 +40,7 @@ def load_real(
             for each class, a folder with `train/` and `test/` (or `val/`) of that kind, an `.npz` file with
             `train_images` and `train_labels` (also `x_train`/`y_train` or `images`/`labels`; the test part likewise,
             and names as `classes`), or a dataset already in memory.
-        root: Where named datasets lie; `DIMDATA_DATA` or `~/.cache/dimdata/data` unless given.
+        root: Where named datasets lie; `DIMDATA_DATA` or `~/.cache/dimdata/data` unless given. It is kept as `root`.
         download: Whether a named dataset that is absent is downloaded.
         test: Another folder or `.npz` file that holds the test part.
         size: Side, or (height, width), that images in folders are resized and centre-cropped to.
@@ -49,8 +50,18 @@ def load_real(
         DataError: If the images cannot be used as they are.
         WorldError: If a download failed.
     """
-    if isinstance(source, RealData):
-        return source
+    found = source if isinstance(source, RealData) else _load(source, root, download, test, size)
+    return found if root is None else dataclasses.replace(found, root=root)
+
+
+def _load(
+    source: str | Path,
+    root: str | Path | None,
+    download: bool,
+    test: str | Path | None,
+    size: int | tuple[int, int] | None,
+) -> RealData:
+    """Load what is not in memory; see `load_real`."""
     if not isinstance(source, str | os.PathLike):
         raise ArgumentError(
             f"A {type(source).__name__} is no dataset's name, folder or file.", "For arrays, use RealData.from_arrays."
