@@ -6,8 +6,8 @@ import ctypes
 import logging
 import platform
 import shutil
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -66,11 +66,31 @@ class Engine:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
 
+    @contextmanager
+    def exact(self) -> Iterator[None]:
+        """Compute convolutions in full float32, whatever PyTorch allows; whole steps, with their backward passes.
+
+        On CUDA PyTorch lets them run in TF32 by default, with 10 bits of each factor. It does not so with matrix
+        products: where a program has asked for that (`torch.set_float32_matmul_precision`), it stands.
+        """
+        if self.device.type != "cuda":
+            yield
+            return
+        cudnn = torch.backends.cudnn
+        convolution, recurrent = cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision  # type: ignore[attr-defined]
+        cudnn.allow_tf32 = False  # the older name of both, which PyTorch refuses to read where it says otherwise
+        cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+        try:
+            yield
+        finally:
+            cudnn.allow_tf32 = convolution == "tf32"
+            cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision = convolution, recurrent  # type: ignore[attr-defined]
+
     def compile(self, function: F) -> F:
         """Return `function` compiled where this engine compiles; a failure to compile falls back to `function`."""
         if not self.compiled:
             return function
-        return _Fallback(torch.compile(function, dynamic=False), function)  # type: ignore[return-value]
+        return _Fallback(torch.compile(function, dynamic=False, backend=_inductor), function)  # type: ignore[return-value]
 
     @property
     def fused(self) -> bool:
@@ -92,6 +112,17 @@ class Engine:
         }
 
 
+def _inductor(graph: Any, inputs: Any) -> Any:
+    """Compile a graph with PyTorch's own compiler, forward and backward pass at once.
+
+    By default the backward pass is compiled when it first runs: a failure there would be past mending.
+    """
+    eager = {"force_non_lazy_backward_lowering": True}
+    known = {name: value for name, value in eager.items() if hasattr(torch._functorch.config, name)}
+    with torch._functorch.config.patch(known):
+        return torch._inductor.compile(graph, inputs)
+
+
 class _Fallback:
     """A compiled function that gives way to the plain one where it cannot be compiled."""
 
@@ -104,8 +135,15 @@ class _Fallback:
             return self.plain(*args)
         try:
             return self.compiled(*args)
-        except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
-            log.warning("torch.compile failed (%s); going on without it.", str(error).splitlines()[0][:200])
+        except Exception as error:
+            from torch._dynamo.exc import TorchDynamoException
+            from torch._inductor.exc import InductorError
+
+            if not isinstance(error, (TorchDynamoException, InductorError)):
+                raise
+            cause = getattr(error, "inner_exception", error)
+            reason = f"{type(cause).__name__}: {cause}".splitlines()[0]
+            log.warning("torch.compile failed (%.200s); going on without it.", reason)
             self.compiled = None
             return self.plain(*args)
 

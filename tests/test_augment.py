@@ -11,7 +11,7 @@ from dimdata.errors import ArgumentError, NotFoundError
 from dimdata.generators.table import table_generator
 from dimdata.recipe import Leg, Recipe, Start
 from dimdata.students import train as training
-from dimdata.students.augment import AUGMENTATIONS, DIALECTS, Operation, parse
+from dimdata.students.augment import AUGMENTATIONS, DIALECTS, Augment, Operation, Step, _parameters, parse
 from dimdata.students.train import train
 
 NAMES = [name for name in AUGMENTATIONS if isinstance(AUGMENTATIONS[name], Operation)]
@@ -293,3 +293,31 @@ def test_unknown_words_are_refused() -> None:
         parse("flipp+crop")
     with pytest.raises(ArgumentError, match="each, one, idc"):
         parse("flip", dialect="some")
+
+
+def test_two_batches_under_one_key_share_their_parameters() -> None:
+    augment, images, key = parse("crop+flip+cutout"), batch(), 2**63 + 12_345
+    before = _parameters.cache_info()
+    with torch.inference_mode():
+        first = augment(images, key)
+    seen = images.clone().requires_grad_()
+    second = augment(seen, key)
+    second.square().sum().backward()
+    after = _parameters.cache_info()
+    assert torch.equal(first, second)
+    assert (after.misses - before.misses, after.hits - before.hits) == (3, 3)
+    assert torch.equal(first, augment(images, key, index=torch.arange(len(images))))
+    assert not torch.equal(augment(images[:32], key), augment(images[:32], key + 1))
+
+
+def test_an_operation_may_change_its_values() -> None:
+    def greedy(images: torch.Tensor, values: torch.Tensor, strength: float) -> torch.Tensor:
+        shift = values.clone()
+        values.zero_()
+        return images + shift[:, 0, None, None, None]
+
+    augment = Augment((Step("greedy", Operation(1, greedy, 1.0, 0.0, 1.0), 1.0, latents.stream("greedy")),))
+    images = batch()
+    first = augment(images, key=4)
+    assert not torch.equal(first, images)
+    assert torch.equal(augment(images, key=4), first)

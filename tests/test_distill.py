@@ -14,8 +14,9 @@ import torch
 from dimdata import artifact
 from dimdata.distill.config import make_config, merge, parse_setting, presets
 from dimdata.distill.dim import DiM, DimConfig
-from dimdata.distill.method import METHODS
-from dimdata.distill.run import distill
+from dimdata.distill.method import METHODS, Phase
+from dimdata.distill.plan import Plan
+from dimdata.distill.run import Run, distill
 from dimdata.engine import Engine
 from dimdata.errors import ArgumentError, DeviceError, FormatError, NotFoundError, RunError, WorldError
 from dimdata.evaluate import evaluate
@@ -44,16 +45,22 @@ def weights(folder: Path) -> bytes:
 
 
 def child(
-    out: Path, *, steps: int = 40, resume: bool = False, before: str = "", die_at: int | None = None
+    out: Path,
+    *,
+    steps: int = 40,
+    resume: bool = False,
+    before: str = "",
+    die_at: int | None = None,
+    by: tuple[int, ...] = (signal.SIGKILL,),
 ) -> subprocess.Popen:
-    """Distil in a process of its own, which kills itself once step `die_at` is done."""
+    """Distil in a process of its own, which sends itself signals once step `die_at` is done."""
     code = (
         f"import os, sys\n{before}\nimport torch; torch.set_num_threads(1)\n"
         "from dimdata.distill import run\nfrom dimdata.errors import DimdataError\n"
         "run.CHECKPOINT_SECONDS = 0.0; run.LOG_SECONDS = 0.0\n"
         "def show(event):\n"
         "    print(event.get('step'), flush=True)\n"
-        f"    if event.get('step') == {die_at}: os.kill(os.getpid(), 9)\n"
+        f"    if event.get('step') == {die_at}: [os.kill(os.getpid(), number) for number in {[*map(int, by)]}]\n"
         f"try: run.distill('digits', out={str(out)!r}, settings={TINY!r}, steps={steps}, resume={resume}, "
         f"progress=show, **{PLAIN!r})\n"
         "except DimdataError as error: print(error, file=sys.stderr); sys.exit(error.exit_code)\n"
@@ -150,6 +157,25 @@ def test_ctrl_c_checkpoints_and_says_how_to_go_on(tmp_path):
     assert (tmp_path / "run/checkpoint.safetensors").is_file()
 
 
+@pytest.mark.parametrize("by", [(signal.SIGTERM,) * 3, (signal.SIGTERM, signal.SIGINT)])
+def test_asked_to_stop_more_than_once_it_still_keeps_a_checkpoint(by, tmp_path):
+    """GNU timeout sends its signal to the process, and again to its group."""
+    process = child(tmp_path / "run", steps=2000, die_at=5, by=by)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert "Stopped at step 5 of 2000" in errors
+    assert "Traceback" not in errors
+    assert (tmp_path / "run/checkpoint.safetensors").is_file()
+
+
+def test_a_second_ctrl_c_ends_it_at_once(tmp_path):
+    process = child(tmp_path / "run", steps=2000, die_at=1, by=(signal.SIGINT, signal.SIGINT))
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGINT
+    assert "KeyboardInterrupt" in errors
+    assert not (tmp_path / "run/checkpoint.safetensors").exists()
+
+
 def test_a_full_disk_keeps_the_last_checkpoint(tmp_path):
     out = tmp_path / "run"
     assert child(out, steps=20).wait(120) == 0
@@ -173,6 +199,49 @@ def test_minutes_become_steps_that_reproduce_the_run(tmp_path):
     plan = json.loads((tmp_path / "timed/run.json").read_text())
     assert plan["minutes"] == 0.05
     assert weights(run(tmp_path / "counted", steps=plan["steps"])) == weights(folder)
+
+
+def test_minutes_include_compiling_and_measuring(tmp_path, monkeypatch):
+    """By a clock that steps alone move: the first takes 100 seconds, as where it is compiled, and others take one."""
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+
+    class Ticking(DiM):
+        def phases(self):
+            def step(number):
+                clock[0] += 1.0 if clock[0] else 100.0
+                return {}
+
+            return (Phase("gan", self.steps, step, 1),)
+
+    config, real = make_config(DimConfig, TINY), load_real("digits")
+    plan = Plan(method="dim", data=real.name, fingerprint=real.fingerprint, config=config.to_json(), seed=0, steps=10)
+    ticking = Run(tmp_path / "run", plan, Ticking(config, real, Engine.of(*PLAIN.values()), 0, 10), None, "")
+    ticking.plan_minutes(10.0, 0)
+    spent = clock[0]
+    assert spent > 100
+    assert ticking.seconds == spent
+    assert ticking.plan.steps == ticking.method.steps == 600 - spent
+
+
+def test_images_whose_use_was_kept_from_another_run_are_not_counted_again(tmp_path):
+    settings = {
+        "ipc": 1,
+        "student": "convnet1-w8",
+        "recipe": {"legs": [{"epochs": 1, "batch_size": 10}]},
+        "experts": 2,
+        "expert_epochs": 1,
+        "max_start": 1,
+        "learned_steps": 1,
+        "buffer": str(tmp_path / "buffer"),
+    }
+    images = len(load_real("digits").train.labels)
+    run(tmp_path / "first", method="mtt", settings=settings, steps=8)
+    run(tmp_path / "second", method="mtt", settings=settings, steps=8)
+    assert provenance(tmp_path / "first")["phases"] == provenance(tmp_path / "second")["phases"]
+    epochs = provenance(tmp_path / "first")["phases"]["experts"]
+    assert provenance(tmp_path / "first")["real_images_consumed"] == epochs * images
+    assert provenance(tmp_path / "second")["real_images_consumed"] == 0
 
 
 def test_the_same_minutes_go_on_with_the_same_steps(tmp_path):
@@ -322,6 +391,10 @@ def test_probes_hold_out_training_images(tmp_path):
         ({"minutes": 1}, ArgumentError, "one of them"),
         ({"settings": {"latnet": 3}}, FormatError, "latent"),
         ({"settings": {"lr": "fast"}}, FormatError, "lr"),
+        ({"settings": {"flatness": -1}}, FormatError, "flatness"),
+        ({"settings": {"match_weight": -1}}, FormatError, "match_weight"),
+        ({"settings": {"class_weight": -0.1}}, FormatError, "class_weight"),
+        ({"settings": {"fake_class_weight": -0.1}}, FormatError, "fake_class_weight"),
         ({"settings": {"matching": "logits"}}, NotFoundError, "logit"),
         ({"settings": {"pool": ["convnet3-thick"]}}, NotFoundError, "convnet3"),
         ({"settings": {"network": {"name": "subpixle"}}}, NotFoundError, "subpixel"),
@@ -351,6 +424,18 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(RunError, match=r"checkpoint\.safetensors cannot be read"):
         run(tmp_path / "run", steps=8, resume=True)
+
+
+def test_a_device_without_room_for_the_checkpoint_is_told_as_such(tmp_path, monkeypatch):
+    run(tmp_path / "run", steps=4)
+
+    def full(self, state):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(DiM, "load_state_dict", full)
+    with pytest.raises(WorldError, match="too little free memory to go on from") as caught:
+        run(tmp_path / "run", steps=8, resume=True)
+    assert "--device" in caught.value.hint
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):

@@ -7,6 +7,7 @@ import torch
 
 from dimdata.engine import Engine, _Fallback, find_device, keep_freed_memory
 from dimdata.errors import ArgumentError, DeviceError
+from dimdata.students.compiling import worth
 
 
 def test_auto_finds_a_device_that_works():
@@ -61,6 +62,24 @@ def test_what_cannot_be_compiled_runs_as_it_is(caplog):
     assert "going on without" in caplog.text
 
 
+def test_what_cannot_be_compiled_backwards_runs_as_it_is(caplog, monkeypatch):
+    """The backward pass is compiled with the forward pass, while there is still a way back."""
+    from torch._dynamo.backends.common import aot_autograd
+
+    def broken(graph, inputs):
+        raise RuntimeError("no room for the kernel")
+
+    compiler = aot_autograd(fw_compiler=lambda graph, inputs: graph.forward, bw_compiler=broken)
+    monkeypatch.setattr(torch._inductor, "compile", compiler)
+    function = Engine(torch.device("cpu"), compiled=True).compile(lambda x: x.sin().sum())
+    x = torch.ones(3, requires_grad=True)
+    with caplog.at_level(logging.WARNING, logger="dimdata"):
+        function(x).backward()
+    assert torch.equal(x.grad, torch.ones(3).cos())
+    assert "no room for the kernel" in caplog.text
+    assert "going on without" in caplog.text
+
+
 def test_errors_of_the_function_itself_are_not_swallowed():
     def wrong(x):
         raise ValueError("mine")
@@ -80,3 +99,34 @@ def test_only_devices_that_have_it_are_asked_for_autocast_and_fused_optimisers()
     assert not without_arithmetic.fused
     with without_arithmetic.autocast():
         assert torch.ones(2, 2, device="meta").matmul(torch.ones(2, 2, device="meta")).dtype == torch.float32
+
+
+def test_exact_convolutions_whatever_was_allowed_and_then_as_before():
+    """The switches are PyTorch's own, and are there without a GPU."""
+    cudnn, cuda = torch.backends.cudnn, Engine(torch.device("cuda"))
+    before = (cudnn.allow_tf32, cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision)
+    try:
+        for allowed in (True, False):
+            cudnn.allow_tf32 = allowed
+            with cuda.exact():
+                assert cudnn.conv.fp32_precision == "ieee"
+                assert not cudnn.allow_tf32
+            assert cudnn.allow_tf32 is allowed
+            with Engine(torch.device("cpu")).exact():
+                assert cudnn.allow_tf32 is allowed
+        for said in ("tf32", "ieee"):  # by the newer name, after which the older one may refuse to be read
+            cudnn.conv.fp32_precision = said
+            with cuda.exact():
+                assert cudnn.conv.fp32_precision == "ieee"
+            assert cudnn.conv.fp32_precision == said
+    finally:
+        cudnn.allow_tf32 = before[0]
+        cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision = before[1:]
+
+
+def test_what_is_worth_compiling_depends_on_the_device():
+    cpu, cuda = Engine(torch.device("cpu")), Engine(torch.device("cuda"))
+    assert worth(cpu, 10_000, 50)
+    assert not worth(cpu, 9_999, 50)
+    assert worth(cuda, 20_000 * 50, 50)
+    assert not worth(cuda, 20_000 * 50 - 1, 50)

@@ -80,6 +80,23 @@ def test_console_script_exists():
     assert callable(getattr(__import__(module, fromlist=[function]), function))
 
 
+def test_the_package_itself_is_the_command_line():
+    def call(*words: str) -> subprocess.CompletedProcess:
+        return subprocess.run([sys.executable, "-m", "dimdata", *words], capture_output=True, text=True)
+
+    assert call("--version").stdout.strip() == dimdata.__version__
+    shown = call("--help")
+    assert shown.returncode == 0
+    assert shown.stdout.startswith("Usage: dimdata ")
+    assert call("lst").returncode == 2
+    code = (
+        "import runpy, sys\nsys.argv[1:] = ['--help']\n"
+        "try: runpy.run_module('dimdata', run_name='__main__', alter_sys=True)\n"
+        "except SystemExit as done: print('code', done.code, 'torch' in sys.modules)"
+    )
+    assert python(code).splitlines()[-1] == "code 0 False"
+
+
 def test_wheel_holds_what_is_needed_and_no_more(wheel):
     files = {path.relative_to(wheel).as_posix() for path in wheel.rglob("*") if path.is_file()}
     top = {name.split("/")[0] for name in files}
@@ -166,4 +183,4 @@ def test_tree_of_the_readme_is_the_tree():
     named = set(re.findall(r"\b(\w+\.py)\b", text[text.index("## Where things are") :]))
     there = {path.name for folder in ("dimdata", "examples") for path in (ROOT / folder).rglob("*.py")}
     assert named <= there, named - there
-    assert there - {"__init__.py"} <= named, there - named
+    assert there - {"__init__.py", "__main__.py"} <= named, there - named

@@ -237,3 +237,26 @@ def test_the_variants_that_come_along_are_configurations(program, monkeypatch):
         ARCHITECTURES[network.pop("name")].Config.from_json(network)
         config = make_config(DimConfig, "dim-cifar10", merge({}, settings))
         assert config.critic_name in CRITICS
+
+
+def test_the_device_is_waited_for_at_the_end_of_the_steps_alone(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import trials
+
+    from dimdata.distill.method import Phase
+
+    told = []
+
+    class Loss:
+        def __init__(self, step):
+            self.step = step
+
+        def item(self):
+            told.append(f"wait {self.step}")
+
+    def step(number):
+        told.append(number)
+        return {"loss": Loss(number)}
+
+    trials._take(Phase("gan", 9, step, 0), 3, 4)
+    assert told == [3, 4, 5, 6, "wait 6"]

@@ -70,7 +70,7 @@ class DimConfig(Record):
         fake_class_weight: Weight of the classification of generated images in the critic's loss.
         class_fade: Share of the steps over which the generator's weight of it falls linearly to nothing; 0 keeps it.
             A generator that is asked to the end to be recognised shuns the images that are hard to tell apart, and
-            these are what a student learns most from.
+            these are what a student learns most from. Later stages of a progressive distillation begin without it.
         penalty: Penalty on the critic's slope: `flatness` (zero-centred, by finite differences) or `gradient` (WGAN).
         flatness: Its weight.
         flatness_every: It is applied every so many steps, that many times as strong.
@@ -148,7 +148,9 @@ class DimConfig(Record):
         for name in ("lr", "match_lr", "pool_lr"):
             rate = getattr(self, name)
             require(rate is None or rate > 0, f"config.{name} is {rate}; it must be positive.")
-        for name in ("gan_epochs", "match_epochs", "pool_age", "pool_batches", "calm", "calm_flatness", "calm_anchor"):
+        counts = ("gan_epochs", "match_epochs", "pool_age", "pool_batches", "calm")
+        weights = ("class_weight", "fake_class_weight", "flatness", "calm_flatness", "calm_anchor", "match_weight")
+        for name in counts + weights:
             require(getattr(self, name) >= 0, f"config.{name} is {getattr(self, name)}; it must not be negative.")
         require(all(0 <= beta < 1 for beta in self.betas), f"config.betas are {self.betas}; they must be in [0, 1).")
         require(0 <= self.match_share <= 1, f"config.match_share is {self.match_share}; it must be in [0, 1].")
@@ -189,12 +191,25 @@ class MovingAverage(AveragedModel):
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
-        super().__init__(network, multi_avg_fn=self._blend)
+        super().__init__(network)
         self.decay = decay
 
-    def _blend(self, averages: Any, values: Any, count: Any) -> None:
-        steps = int(self.n_averaged)  # which lies on the CPU; reading `count` would wait for the device at every step
-        get_ema_multi_avg_fn(min(self.decay, (steps + 1) / (steps + 3)))(averages, values, count)  # type: ignore[no-untyped-call]
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Take the weights of a network into the average, and its buffers as they are.
+
+        PyTorch's own would copy the count of steps to the device, and wait for it at every step.
+        """
+        averages: list[Tensor] = list(self.module.parameters())
+        values: list[Tensor] = list(model.parameters())
+        steps = int(self.n_averaged)  # which lies on the CPU
+        if steps:
+            get_ema_multi_avg_fn(min(self.decay, (steps + 1) / (steps + 3)))(averages, values, None)  # type: ignore[no-untyped-call]
+        else:
+            torch._foreach_copy_(averages, values)
+        for kept, buffer in zip(self.module.buffers(), model.buffers(), strict=True):
+            kept.copy_(buffer)
+        self.n_averaged += 1
 
 
 def spec_of(config: DimConfig, real: RealData) -> Spec:
@@ -238,7 +253,8 @@ class DiM(Method):
         made = {size: Batches(real.train, engine.device, seed, size) for size in sizes}
         self.gan_batches, self.match_batches = (made[size] for size in sizes)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(latents.fold(latents.stream("dim.init"), seed) >> 1)
+            # Not `torch.manual_seed`, which would seed every CUDA device as well.
+            torch.default_generator.manual_seed(latents.fold(latents.stream("dim.init"), seed) >> 1)
             network = build(self.spec)
             if config.start == "varied":
                 network.start_varied()
@@ -356,13 +372,20 @@ class DiM(Method):
         return self.config.calm_anchor * (1 - step / calm) if step < calm and not self._trained() else 0.0
 
     def _trained(self) -> bool:
-        """Whether the networks go on from those of a stage before, which need no anchor."""
-        return bool(self.earlier and self.earlier.state)
+        """Whether the networks go on from those of a stage before, which need neither an anchor nor a class loss.
+
+        The state they went on from does not tell: a resumed run has none, for its own is loaded instead.
+        """
+        return self.earlier is not None
 
     def _class_weight(self, step: int) -> float:
         """The generator's weight of the classification loss at a step."""
         fade = self.config.class_fade
-        return self.config.class_weight * (max(0.0, 1 - step / (self.steps * fade)) if fade else 1.0)
+        if not fade:
+            return self.config.class_weight
+        if self._trained():
+            return 0.0  # it has faded in the first stage
+        return self.config.class_weight * max(0.0, 1 - step / (self.steps * fade))
 
     def _gan_step(self, step: int) -> Losses:
         real, labels = self.gan_batches.at(step)

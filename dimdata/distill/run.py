@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -24,7 +25,7 @@ from dimdata.distill.estimate import planned, steps_within
 from dimdata.distill.method import METHODS, Losses, Method, Phase
 from dimdata.distill.plan import Plan, compare, existing
 from dimdata.engine import Engine
-from dimdata.errors import INTERRUPTED, ArgumentError, FormatError, RunError
+from dimdata.errors import INTERRUPTED, ArgumentError, FormatError, RunError, WorldError
 from dimdata.files import world_error, write_atomic
 from dimdata.hub.readme import save_with_card
 from dimdata.real import RealData, load_real, validation_split
@@ -70,7 +71,8 @@ def distill(
         method: Name of the method.
         config: A preset, a TOML file, or values; see the method's `Config`.
         settings: Values that win over `config`.
-        minutes: Time budget; the number of steps that fits is measured after a warm-up and recorded.
+        minutes: Time budget, compiling and measuring included; the number of steps that fits is measured after a
+            warm-up and recorded.
         steps: Step budget, instead.
         seed: Equal seeds give equal generators on an equal machine.
         device: See `Engine.of`.
@@ -158,8 +160,9 @@ class Run:
         self.folder, self.plan, self.method = folder, plan, method
         self.progress = progress or (lambda event: None)
         self.command = command
-        self.seconds = 0.0  # of training, over all sittings
+        self.seconds = 0.0  # of training and of planning it, over all sittings
         self.taken: dict[str, int] = {}  # steps of each phase
+        self.ready: dict[str, int] = {}  # steps of these whose results were there when the phase began
         self.history: list[str] = []  # what the command alone would not repeat
         self.stop = False
 
@@ -169,7 +172,8 @@ class Run:
         """Write everything needed to go on from step `done`, atomically."""
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.method.state_dict().items()}
         seconds = round(self.seconds, 1)
-        meta = json.dumps({"done": done, "seconds": seconds, "taken": self.taken, "history": self.history})
+        told = {"done": done, "seconds": seconds, "taken": self.taken, "ready": self.ready, "history": self.history}
+        meta = json.dumps(told)
         write_atomic(self.folder / "run.json", json.dumps(self.plan.to_json(), indent=1).encode() + b"\n")
         write_atomic(self.folder / "checkpoint.safetensors", save(tensors, {"dimdata": meta}))
 
@@ -183,12 +187,18 @@ class Run:
             with safe_open(path, "pt") as file:
                 meta = json.loads((file.metadata() or {})["dimdata"])
             self.method.load_state_dict(load_file(path, device=str(self.method.engine.device)))
+        except torch.OutOfMemoryError:
+            raise WorldError(
+                f"{self.method.engine.device} has too little free memory to go on from {path}.",
+                "Stop what else uses it, or choose another device: --device cpu.",
+            ) from None
         except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0][:200]
             raise RunError(f"{path} cannot be read: {reason}.", "Start the run again in another folder.") from None
         self.seconds = float(meta["seconds"])
         done = int(meta["done"])
         self.taken = dict(meta.get("taken") or self._due(done))
+        self.ready = dict(meta.get("ready", {}))
         self.history = list(meta.get("history", []))
         self._forget_metrics(done)
         return done
@@ -244,7 +254,11 @@ class Run:
     # --- time ---------------------------------------------------------------------------------------------------
 
     def plan_minutes(self, minutes: float, done: int) -> None:
-        """Find the number of steps that fits the time left, and leave the method as it was."""
+        """Find the number of steps that fits the time left, and leave the method as it was.
+
+        The time that this takes, and with it compiling, is part of the budget.
+        """
+        begun = time.perf_counter()
         before = {name: tensor.detach().clone() for name, tensor in self.method.state_dict().items()}
         taken = self._due(done)
         phases = planned(self.method)
@@ -265,6 +279,7 @@ class Run:
             _synchronize(losses)
             costs[phase.name] = (time.perf_counter() - start) / shares
         self.method.load_state_dict(before)
+        self.seconds += time.perf_counter() - begun
         steps = steps_within(minutes, phases, costs, self.seconds, taken)
         self.plan = Plan.from_json(self.plan.to_json() | {"steps": steps, "minutes": minutes})
         self.method.steps = steps
@@ -273,6 +288,7 @@ class Run:
 
     def go(self, done: int) -> Path:
         """Take the steps that are left and write the generator."""
+        phases = self.method.phases()  # what cannot begin is told before anything is written
         self.folder.mkdir(parents=True, exist_ok=True)
         if not done:
             write_atomic(self.folder / "run.json", json.dumps(self.plan.to_json(), indent=1).encode() + b"\n")
@@ -280,7 +296,7 @@ class Run:
             if done:
                 self._catch_up(done)
             first = 0
-            for phase in self.method.phases():
+            for phase in phases:
                 if done < first + phase.steps:
                     self._phase(phase, first, done - first if done > first else 0)
                     done = first + phase.steps
@@ -306,6 +322,8 @@ class Run:
         clock = saved = logged = time.perf_counter()
         logged_step = begin
         marks, probes = self._marks(GRIDS), self._marks(self.plan.probes)
+        if not begin:
+            self.ready[phase.name] = phase.ready
         for step in range(begin, phase.steps):
             losses = phase.step(step)
             self.taken[phase.name] = self.taken.get(phase.name, 0) + 1
@@ -385,11 +403,16 @@ class Run:
 
     @contextmanager
     def _interruptible(self) -> Iterator[None]:
-        """Let Ctrl-C and SIGTERM end the run after the step under way; a second Ctrl-C ends it at once."""
+        """Let Ctrl-C and SIGTERM end the run after the step under way; a second Ctrl-C ends it at once.
+
+        A second SIGTERM does not: `timeout` and job schedulers send it to the process and again to its group.
+        """
+        asked: set[int] = set()
 
         def ask(number: int, frame: FrameType | None) -> None:
-            if self.stop:
+            if number == signal.SIGINT and number in asked:
                 raise KeyboardInterrupt
+            asked.add(number)
             self.stop = True
 
         try:
@@ -412,10 +435,15 @@ class Run:
             "plan": self.plan.to_json(),
             "data": {"name": real.name, "images": len(real.train.labels), "fingerprint": real.fingerprint},
             "minutes": round(self.seconds / 60, 1),
-            "real_images_consumed": sum(steps * images[name] for name, steps in self.taken.items() if name in images),
+            "real_images_consumed": sum(
+                max(0, steps - self.ready.get(name, 0)) * images[name]
+                for name, steps in self.taken.items()
+                if name in images
+            ),
             "phases": self.taken,
             "machine": self.method.engine.describe(),
         }
+        provenance |= self.method.provenance()
         if self.history:
             provenance["history"] = " ".join(self.history)
         return save_with_card(

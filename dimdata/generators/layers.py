@@ -46,7 +46,8 @@ class ClassAffine(nn.Module):
 
     def forward(self, x: Tensor, label: Tensor) -> Tensor:
         """Scale and shift `[B, C, H, W]` by the rows of labels `[B]`."""
-        scale, shift = self.scale[label].to(x.dtype), self.shift[label].to(x.dtype)
+        # Not `self.scale[label]`, the backward pass of which sorts the labels on a GPU.
+        scale, shift = (F.embedding(label, rows).to(x.dtype) for rows in (self.scale, self.shift))
         return torch.addcmul(shift[:, :, None, None], x, scale[:, :, None, None])
 
 

@@ -26,6 +26,7 @@ in [0, 1] the colour operations are stronger and a blank is black.
 
 from __future__ import annotations
 
+import functools
 import math
 import typing
 from collections.abc import Callable
@@ -192,6 +193,15 @@ def _span(side: int, centre: float, share: float) -> tuple[int, int]:
     return max(0, middle - half), min(side, middle + half)
 
 
+@functools.lru_cache(maxsize=32)
+def _parameters(word: int, count: int, size: int, device: torch.device) -> Tensor:
+    """Return the values `[count, size]` of the images 0, 1, 2 ... of a batch.
+
+    Two batches augmented alike are so within a step: only the last few are kept.
+    """
+    return latents.uniform(word, torch.arange(count, device=device), size)
+
+
 def _uniform(word: int) -> float:
     """Return a 64-bit word as a value in [0, 1)."""
     return (word >> 11) * 2.0**-53
@@ -245,11 +255,14 @@ class Augment:
         """
         if not self.steps:
             return images
-        if index is None:
-            index = torch.arange(len(images), device=images.device)
         for step in self._chosen(key):
-            values = latents.uniform(latents.fold(_PARAMETERS, step.word, key), index, step.does.values)
-            images = step.does.apply(images, values.to(images.dtype), step.strength)
+            word = latents.fold(_PARAMETERS, step.word, key)
+            if index is None:
+                values = _parameters(word, len(images), step.does.values, images.device)
+            else:
+                values = latents.uniform(word, index, step.does.values)
+            # A copy, since what is kept must not change, whatever an operation does to its values.
+            images = step.does.apply(images, values.to(images.dtype, copy=True), step.strength)
         return images
 
     def mix(self, images: Tensor, targets: Tensor, num_classes: int, key: int) -> tuple[Tensor, Tensor]:

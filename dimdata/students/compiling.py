@@ -9,8 +9,21 @@ import torch
 
 from dimdata.engine import Engine
 
-# A batch shape is compiled where it comes with this many images: fewer are done before the compiler is.
+# On a CPU a batch shape is compiled where it comes with this many images: fewer are done before the compiler is.
 COMPILE_FROM = 10_000
+# Elsewhere by calls: at about a millisecond each, so many win back the tens of seconds that compiling takes.
+COMPILE_FROM_CALLS = 20_000
+
+
+def worth(engine: Engine, images: int, batch: int) -> bool:
+    """Return whether a function of a batch is worth compiling.
+
+    Args:
+        engine: Where it runs.
+        images: How many it will be given in all.
+        batch: How many at a time.
+    """
+    return images >= (COMPILE_FROM if engine.device.type == "cpu" else COMPILE_FROM_CALLS * batch)
 
 
 @contextlib.contextmanager

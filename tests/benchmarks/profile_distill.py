@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 from paper_rate import SHAPES, random_real
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -93,7 +94,12 @@ def part_of(name: str) -> str | None:
 
 
 def shares(events: list[Any], of_device: bool) -> dict[str, float]:
-    """Return microseconds of each part, own time of all events within a step."""
+    """Return microseconds of each part: of the kernels that events started, or own time of the events.
+
+    Args:
+        events: Of `torch.profiler`.
+        of_device: Whether to count kernels.
+    """
 
     def around(event: Any) -> Iterator[Any]:
         while event is not None:
@@ -107,14 +113,18 @@ def shares(events: list[Any], of_device: bool) -> dict[str, float]:
     for event in events:
         if event.scope != BACKWARD and event.sequence_nr >= 0 and (part := first(event)):
             made[event.sequence_nr] = part
+    labels = {event.name for event in events if event.device_type != DeviceType.CPU and event.is_user_annotation}
     found: dict[str, float] = defaultdict(float)
     for event in events:
+        if event.device_type != DeviceType.CPU:
+            continue  # a kernel is counted where it was started, and a label lasts from its first kernel to its last
         part = None
         for each in around(event):
             part = made.get(each.sequence_nr) if each.scope == BACKWARD else part_of(each.name)
             if part:
                 break
-        found[part or "rest"] += event.self_device_time_total if of_device else event.self_cpu_time_total
+        kernels = sum(kernel.duration for kernel in event.kernels if kernel.name not in labels)
+        found[part or "rest"] += kernels if of_device else event.self_cpu_time_total
     return found
 
 
