@@ -56,13 +56,19 @@ def plan(
     baselines: Sequence[str],
 ) -> list[Cell]:
     """Return the cells of an evaluation, small budgets first; arguments and errors as in `evaluate`."""
-    names, chosen = _baselines(baselines), _draws(generator, draws)
+    names, chosen = check_baselines(baselines), _draws(generator, draws)
     cells = []
     for count in _ipcs(generator, ipc):
         images = count * generator.spec.num_classes if count is not None else generator.images or 0
         followed = recipe or protocol.recipe(generator.recipe, count, generator.spec.num_classes)
         if epochs is not None:
             followed = with_epochs(followed, epochs)
+        if cuts_stages(generator, followed, count):
+            raise ArgumentError(
+                f"IPC {count} is a part of the {generator.images:,} images of {generator.stages} stages, which the "
+                "recipe walks one after another.",
+                "Use stage=k, a prefix of the stages, or leave ipc out.",
+            )
         legs = _leg_images(generator, followed, images)
         for student in students:
             for draw in chosen:
@@ -70,6 +76,16 @@ def plan(
                     cell = Cell("generator", student, count, images, legs, draw, seed, followed)
                     cells += [cell, *_real_cells(cell, names)]
     return list(dict.fromkeys(cells))  # both draws have some baselines in common
+
+
+def cuts_stages(generator: Generator, recipe: Recipe, ipc: int | None) -> bool:
+    """Return whether so few images per class would cut stored stages short that a recipe walks one by one.
+
+    Later legs would then see images of the earlier stages alone, and their accuracies would be of no stage.
+    """
+    if ipc is None or generator.images is None or ipc * generator.spec.num_classes >= generator.images:
+        return False
+    return any(leg.stage is not None for leg in recipe.legs)
 
 
 def _leg_images(generator: Generator, recipe: Recipe, images: int) -> tuple[int, ...]:
@@ -101,14 +117,25 @@ def _ipcs(generator: Generator, ipc: int | Sequence[int] | None) -> list[int | N
 
 def _seeds(seeds: Seeds | Mapping[int, Seeds], ipc: int | None) -> list[int]:
     chosen = seeds.get(ipc, SEEDS) if isinstance(seeds, Mapping) else seeds  # type: ignore[arg-type]
-    found = list(range(chosen)) if isinstance(chosen, int) else list(dict.fromkeys(chosen))
-    if not found:
-        raise ArgumentError(f"seeds is {chosen!r:.40}; at least one is needed.", "Use seeds=3.")
-    return found
+    hint = "Use seeds=3 (how many), or seeds=[0, 7] (which)."
+    listed: Sequence[object] = ()
+    if isinstance(chosen, int) and not isinstance(chosen, bool):
+        listed = range(chosen)
+    elif isinstance(chosen, Sequence) and not isinstance(chosen, str):
+        listed = chosen
+    else:
+        raise ArgumentError(f"seeds is {chosen!r:.40}, neither a number nor a list of numbers.", hint)
+    if not listed:
+        raise ArgumentError(f"seeds is {chosen!r:.40}; at least one is needed.", hint)
+    if not all(isinstance(seed, int) and not isinstance(seed, bool) for seed in listed):
+        raise ArgumentError(f"seeds is {chosen!r:.40}; seeds are whole numbers.", hint)
+    return list(dict.fromkeys(listed))
 
 
 def _draws(generator: Generator, draws: str | Sequence[str]) -> list[Draw]:
     names = [draws] if isinstance(draws, str) else list(draws)
+    if not names:
+        raise ArgumentError("No draw is given.", "Use fresh, fixed, or both.")
     for name in names:
         if name not in DRAWS:
             raise ArgumentError(f"{name!r:.40} is no draw.", "Use fresh, fixed, or both.")
@@ -117,7 +144,12 @@ def _draws(generator: Generator, draws: str | Sequence[str]) -> list[Draw]:
     return [draw for draw in DRAWS if draw in names]  # type: ignore[misc]
 
 
-def _baselines(baselines: Sequence[str]) -> list[What]:
+def check_baselines(baselines: Sequence[str]) -> list[What]:
+    """Return the baselines in their usual order.
+
+    Raises:
+        ArgumentError: If one is unknown.
+    """
     for name in baselines:
         if name not in BASELINES:
             raise ArgumentError(f"There is no baseline called {name!r:.40}.", nearest(name, BASELINES))

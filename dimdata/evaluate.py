@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from dimdata import artifact
-from dimdata.cells import BASELINES, SEEDS, Cell, Seeds, in_steps, plan, real_images
+from dimdata.cells import BASELINES, SEEDS, Cell, Seeds, check_baselines, in_steps, plan, real_images
 from dimdata.engine import Engine
 from dimdata.errors import ArgumentError, DataError
 from dimdata.generators.base import Generator
@@ -75,7 +76,8 @@ def evaluate(
         One score for each (student, budget, draw), and one for each baseline.
 
     Raises:
-        ArgumentError: If an argument is out of range, or the recipe counts steps and `epochs` is given.
+        ArgumentError: If an argument is out of range, the recipe counts steps and `epochs` is given, or `ipc` is a
+            part of stored stages that the recipe walks.
         NotFoundError: If a generator, student, protocol or dataset is unknown.
         DataError: If the real data does not fit the generator, or there are no test images.
     """
@@ -85,8 +87,9 @@ def evaluate(
         recipe = recipe.upto(stage)
     real = load_real(real) if isinstance(real, str) else real
     students = (recipe or generator.recipe).student if students is None else students
-    chosen = _students((students,) if isinstance(students, str) or callable(students) else students)
+    chosen = _students(students)
     rule = find_protocol(protocol)
+    check_baselines(baselines)
     cells = plan(
         generator,
         ipc=ipc,
@@ -110,10 +113,17 @@ def evaluate(
     return aggregate(rows.values())
 
 
-def _students(students: Sequence[str | Factory]) -> dict[str, str | Factory]:
+def _students(students: str | Factory | Sequence[str | Factory]) -> dict[str, str | Factory]:
     """Return students by name."""
+    listed: list[str | Factory]
+    if isinstance(students, str) or callable(students) or not isinstance(students, Iterable):
+        listed = [students]
+    else:
+        listed = list(students)
+    if not listed:
+        raise ArgumentError("No student is given.", "Name one or more, such as convnet3.")
     chosen: dict[str, str | Factory] = {}
-    for student in students:
+    for student in listed:
         find_student(student)
         name = student_name(student)
         if chosen.setdefault(name, student) is not student and not isinstance(student, str):
@@ -144,7 +154,9 @@ class _Run:
         self.protocol = protocol
         self.engine = engine
         self.test, self.test_text = _test(generator, real, source)
-        self.fingerprint = _fingerprint(generator)
+        self.fingerprint = fingerprint(generator)
+        plain = getattr(generator, "plain", generator)
+        self.plain = self.fingerprint if plain is generator else fingerprint(plain)
         self.test_fingerprint = _tensor_digest(self.test.images, self.test.labels)
 
     def row(self, cell: Cell, results: Results) -> Row:
@@ -155,7 +167,8 @@ class _Run:
             row = self._same_as_distinct(cell, key, results) or self.compute(cell, key)
             results.add(row)
         if cell.what == "generator":
-            row = dataclasses.replace(row, name=self.name)  # the file may know the same generator by another path
+            # The file may know the same generator by another path, or be from before rows said whose levers they are.
+            row = dataclasses.replace(row, name=self.name, plain=self.plain)
         if row.stages and not row.stage_steps:  # of a file that was written before rows said so
             row = dataclasses.replace(row, **self._on_the_way(cell))
         return row
@@ -165,7 +178,7 @@ class _Run:
         if cell.what == "generator":
             return self.fingerprint
         assert self.real is not None
-        return digest([self.real.fingerprint, self.real.mean, self.real.std])
+        return fingerprint_of_real(self.real)
 
     def budget(self, cell: Cell) -> str:
         """Return the digest of the images of an epoch and the recipe with its tensors."""
@@ -237,6 +250,10 @@ class _Run:
             seconds=round(result.seconds, 2),
             levers=generator.levers,
             candidates=generator.candidates,
+            plain=self.plain if cell.what == "generator" else "",
+            parameters=sum(tensor.numel() for tensor in result.network.parameters()),
+            loss=result.loss if math.isfinite(result.loss) else None,
+            diverged=result.diverged,
             stages=tuple(stages),
             **(self._on_the_way(cell) if stages else {}),
             engine=self.engine.describe(),
@@ -295,9 +312,15 @@ def _holdout(generator: Generator, source: str | Path | Generator) -> Split:
     return Split(*found, generator.spec.num_classes)
 
 
-def _fingerprint(generator: Generator) -> str:
+def fingerprint(generator: Generator) -> str:
+    """Return the digest by which rows know a generator: of all that determines a draw."""
     tensors = {name: _tensor_digest(tensor) for name, tensor in sorted(generator.stored().items())}
     return digest([generator.spec.to_json(), tensors])
+
+
+def fingerprint_of_real(real: RealData) -> str:
+    """Return the digest by which the rows of baselines know real data."""
+    return digest([real.fingerprint, real.mean, real.std])
 
 
 def _tensor_digest(*tensors: Tensor) -> str:

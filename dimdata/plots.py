@@ -18,6 +18,7 @@ from dimdata.stages import Walk
 PANELS = 3  # side by side
 TOLD_STAGES = 8  # of a walk, at most: more texts would cover one another
 LEAST_SPAN = 4.0  # points of accuracy that a panel shows at least, so that noise does not look like a difference
+MOST_SPAN = 105.0  # all accuracies, and room for a dot at 100
 
 _BAND, _LINE = "spread", "ConvNet-3 on the generator"
 
@@ -219,7 +220,20 @@ def _tell_stages(axes: Any, walk: Walk) -> None:
 
 def _span(panels: Sequence[Sequence[Column]]) -> float:
     """Return the points of accuracy that every panel shows."""
-    return max(LEAST_SPAN, *(1.35 * (high - low) for low, high in map(_range, panels)))
+    return min(MOST_SPAN, max(LEAST_SPAN, *(1.35 * (high - low) for low, high in map(_range, panels))))
+
+
+def limits(low: float, high: float, span: float) -> tuple[float, float]:
+    """Return the ends of an axis of `span` points around accuracies: not below 0, and little beyond 100.
+
+    Args:
+        low: The lowest accuracy, less its deviation.
+        high: The highest, and its deviation.
+        span: Points to show, at most `MOST_SPAN`.
+    """
+    right = min((low + high + span) / 2, 100 + span / 20)
+    left = max(0.0, right - span)
+    return left, left + span
 
 
 def _range(panel: Sequence[Column]) -> tuple[float, float]:
@@ -254,8 +268,7 @@ def _draw_panel(axes: Any, panel: Sequence[Column], students: Sequence[str], spa
             bbox={"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 0.4},
         )
     low, high = _range(panel)
-    right = min((low + high + span) / 2, 100 + span / 20)  # no accuracy lies beyond 100
-    axes.set_xlim(right - span, right)
+    axes.set_xlim(*limits(low, high, span))
     axes.set_ylim(-0.6, len(students) - 0.3)
     axes.set_yticks([*rows.values()], [_text(name) for name in rows])
     axes.tick_params(left=False, labelsize="small")

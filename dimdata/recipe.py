@@ -79,7 +79,8 @@ class Leg(Record):
 
     def describe(self) -> str:
         """Return the leg in one line, for tables and cards."""
-        length = f"{self.epochs} epochs" if self.epochs is not None else f"{self.steps} steps"
+        count, unit = (self.epochs, "epoch") if self.epochs is not None else (self.steps, "step")
+        length = f"{count} {unit}{'s' * (count != 1)}"
         if self.step_sizes:
             how = "learned step sizes"
         else:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dimdata import protocols
-from dimdata.scores import Score
+from dimdata.scores import NEAR_GUESSING, Score
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,11 +26,46 @@ def percent(mean: float, std: float | None) -> str:
     return f"{mean:.2f}" if std is None else f"{mean:.2f} ± {std:.2f}"
 
 
+def _accuracy(score: Score) -> str:
+    return " ".join(filter(None, (percent(score.mean, score.std), remark(score))))
+
+
+def remark(score: Score) -> str:
+    """Return what an accuracy must not be shown without: how many of its students failed; empty where none did."""
+    diverged, guessing = len(score.diverged), len(set(score.failed) - set(score.diverged))
+    of = f" of {len(score.seeds)}" if len(score.seeds) > 1 else ""
+    told = [
+        f"{count}{of} {what}" if of else what
+        for count, what in ((diverged, "diverged"), (guessing, "did not learn"))
+        if count
+    ]
+    return f"({', '.join(told)})" if told else ""
+
+
+def failures(scores: Iterable[Score]) -> list[str]:
+    """Return what the remarks of these scores mean."""
+    found = []
+    scores = list(scores)
+    if any(score.diverged for score in scores):
+        found.append("Diverged: the loss of the last step was no finite number, so the accuracy measures nothing.")
+    if any(set(score.failed) - set(score.diverged) for score in scores):
+        found.append(
+            f"Did not learn: at most {NEAR_GUESSING:g} points over guessing. The mean holds such students, and says "
+            "little of the generator then."
+        )
+    return found
+
+
 def _baseline(name: str) -> Callable[[Score], str]:
     def cell(score: Score) -> str:
         return f"{score.baselines[name]:.2f}" if name in score.baselines else "-"
 
     return cell
+
+
+def drawn(score: Score) -> int:
+    """Return how many images were drawn for a student, those that the levers did not choose included."""
+    return score.images_seen * score.candidates
 
 
 def _share(score: Score) -> str:
@@ -54,7 +89,7 @@ _COMMON: tuple[Column, ...] = (
     ("budget", lambda s: s.budget_text),
     ("draw", lambda s: s.draw),
     ("levers", lambda s: s.levers or "-"),
-    ("accuracy %", lambda s: percent(s.mean, s.std)),
+    ("accuracy %", _accuracy),
     ("after each stage", lambda s: " / ".join(f"{value:.1f}" for value in s.stages) or "-"),
 )
 _BASELINES: tuple[Column, ...] = (
@@ -67,7 +102,7 @@ _COST: tuple[Column, ...] = (
     ("seeds", lambda s: str(len(s.seeds))),
     ("steps", lambda s: f"{s.steps:,}"),
     ("distinct images", lambda s: f"{s.distinct:,}"),
-    ("drawn", lambda s: f"{s.images_seen * s.candidates:,}" if s.candidates > 1 else "-"),
+    ("drawn", lambda s: f"{drawn(s):,}" if s.candidates > 1 else "-"),
     ("stored", lambda s: size(s.stored_bytes)),
 )
 
@@ -100,6 +135,8 @@ def notes(scores: Sequence[Score]) -> list[str]:
         found.append("IPC n under a fresh draw: 1,000 epochs of n new images per class.")
     if "random real" in shown:
         found.append("Random real: as many random real images as an epoch has, the same throughout.")
+        if any("learned step sizes" in s.recipe for s in lines):
+            found.append("Random real images are trained on with step sizes learned for other images.")
     if "distinct real" in shown:
         found.append(
             "Distinct real: as many distinct real images as the fresh draws show (or all there are), seen as often: "
@@ -113,6 +150,12 @@ def notes(scores: Sequence[Score]) -> list[str]:
         found.append("Levers: options of the draw. Figures without and with them are never taken together.")
     if "drawn" in shown:
         found.append("Drawn: all images drawn, those that were not chosen included.")
+    found += failures(scores)
+    found += [
+        f"{WHAT[s.what].capitalize()}, {s.student}, {s.budget_text}: {remark(s)[1:-1]}."
+        for s in scores
+        if s.failed and s not in lines
+    ]
     found += [_protocol(name) for name in followed if name != "dimdata"]
     alike = ("from stored weights", "stored order", "no augmentation")
     if any(s.std == 0 and all(words in s.recipe for words in alike) for s in lines):

@@ -18,6 +18,7 @@ from dimdata.spec import Record, canonical_json, require
 What = Literal["generator", "random", "distinct", "all"]
 
 _HEAD = b'{"key": "'  # how every line begins
+NEAR_GUESSING = 2.0  # points over guessing up to which a student has not learned; at most twice what guessing gives
 SHIPPED = Path(__file__).parent / "zoo" / "baselines.jsonl"  # real-image baselines that come with the package
 
 
@@ -58,6 +59,10 @@ class Row(Record):
         stage_bytes: Bytes of the stages that each of them trains on.
         levers: What was done to the draw, in words; empty for the plain draw.
         candidates: Images drawn for each one shown; the levers may choose among several.
+        plain: Digest of the generator without its levers; empty for baselines, and in rows from before it was kept.
+        parameters: Of the student at the dataset's shape; none in rows from before they were counted.
+        loss: Of the last step; none where it was no finite number, and in rows from before it was kept.
+        diverged: Whether that loss was no finite number.
         engine: Device, precision and versions.
     """
 
@@ -87,11 +92,29 @@ class Row(Record):
     stages: tuple[float, ...] = ()
     stage_steps: tuple[int, ...] = ()
     stage_bytes: tuple[int, ...] = ()
+    plain: str = ""
+    parameters: int | None = None
+    loss: float | None = None
+    diverged: bool = False
     engine: Mapping[str, Any] = field(default_factory=dict)
 
     def check(self) -> None:
         """See `Record.check`."""
         require(0 <= self.accuracy <= 100, f"row.accuracy is {self.accuracy}; it is a percentage.")
+        require(self.loss is None or not self.diverged, "row.loss is finite, and row.diverged says that it was not.")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `from_json` reads; a row from before a loss was kept says nothing of it."""
+        unknown = self.loss is None and not self.diverged
+        later = {"plain": not self.plain, "parameters": self.parameters is None, "loss": unknown}
+        absent = {name for name, value in (later | {"diverged": not self.diverged}).items() if value}
+        return {name: value for name, value in super().to_json().items() if name not in absent}
+
+    @property
+    def failed(self) -> bool:
+        """Whether the student diverged, or is within `NEAR_GUESSING` of what guessing gives."""
+        guess = _guess(self)
+        return self.diverged or (guess is not None and self.accuracy <= guess + min(NEAR_GUESSING, guess))
 
     @property
     def ipc_claim(self) -> bool:
@@ -117,6 +140,8 @@ class Score(Record):
         mean: Mean accuracy, in percent.
         std: Sample standard deviation; none for one seed.
         seeds: The seeds.
+        diverged: Those of them whose student diverged.
+        failed: Those of them whose student diverged or did not learn; see `Row.failed`.
         accuracies: The accuracy of each seed.
         seconds: Wall time of training one student, on average.
         stages: Mean accuracy after each stage, where the recipe walks stages.
@@ -147,6 +172,9 @@ class Score(Record):
     levers: str = ""
     candidates: int = 1
     stages: tuple[float, ...] = ()
+    parameters: int | None = None
+    diverged: tuple[int, ...] = ()
+    failed: tuple[int, ...] = ()
     baselines: Mapping[str, float] = field(default_factory=dict)
 
     def check(self) -> None:
@@ -154,6 +182,11 @@ class Score(Record):
         for name, value in self.baselines.items():
             number = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 100
             require(number, f"score.baselines.{name} is {value!r:.40}; it is a percentage.")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `from_json` reads; of failures and parameters only what there is to say."""
+        optional = ("parameters", "diverged", "failed")
+        return {name: value for name, value in super().to_json().items() if name not in optional or value}
 
     @property
     def share(self) -> float | None:
@@ -167,6 +200,11 @@ class Score(Record):
     def budget_text(self) -> str:
         """The budget in a few words: an IPC claim only where it holds."""
         return _budget_text(self)
+
+
+def _guess(row: Row) -> float | None:
+    """Return the accuracy of guessing in percent; none where the number of classes is not known."""
+    return None if not row.ipc or not row.images else 100 * row.ipc / row.images
 
 
 def _budget_text(of: Row | Score) -> str:
@@ -229,6 +267,9 @@ def _score(group: Mapping[int, Row], means: Mapping[tuple[Any, ...], float]) -> 
         ),
         levers=first.levers,
         candidates=first.candidates,
+        parameters=first.parameters,
+        diverged=tuple(seed for seed in seeds if group[seed].diverged),
+        failed=tuple(seed for seed in seeds if group[seed].failed),
         baselines=baselines,
     )
 

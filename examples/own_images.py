@@ -13,6 +13,7 @@ from torchvision.transforms.functional import to_pil_image
 from dimdata import distill, load, train
 from dimdata.cells import with_epochs
 from dimdata.engine import keep_freed_memory
+from dimdata.errors import DimdataError, RunError
 from dimdata.real import RealData, Split, load_real, validation_split
 from dimdata.students.train import accuracy, save_student
 
@@ -65,4 +66,9 @@ def show(event: dict) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except RunError as error:
+        raise SystemExit(f"{error.message} Name another folder with --out, or remove this one.") from None
+    except DimdataError as error:
+        raise SystemExit(str(error)) from None

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from dimdata import distill, evaluate
 from dimdata.distill.losses import MATCHING, View
 from dimdata.engine import Engine, keep_freed_memory
+from dimdata.errors import DimdataError, RunError
 
 
 @MATCHING.register("correlation")
@@ -61,4 +62,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except RunError as error:
+        raise SystemExit(f"{error.message} Name another folder with --out, or remove this one.") from None
+    except DimdataError as error:
+        raise SystemExit(str(error)) from None

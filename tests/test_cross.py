@@ -9,7 +9,7 @@ from test_report import make_row
 
 from dimdata import artifact
 from dimdata.cli.main import main
-from dimdata.cross import by_size, columns, cross_architecture, cross_notes, grid, is_larger, parameters
+from dimdata.cross import by_size, columns, cross_architecture, cross_notes, grid, parameters
 from dimdata.scores import Row, Score, aggregate, read_rows
 from dimdata.students import make_student
 
@@ -43,8 +43,6 @@ def test_parameters_are_those_of_the_network(student: str) -> None:
 def test_parameters_of_the_unknown_and_the_huge() -> None:
     assert parameters("package.module:factory") is None
     assert parameters("") is None
-    assert not is_larger("package.module:factory")
-    assert not is_larger("convnet3")
     huge = parameters("convnet3-w4096")  # counted without the gigabyte that it would take
     assert huge is None or huge > 10**8
 
@@ -61,6 +59,49 @@ def test_spread_and_gain() -> None:
     assert columns(make_scores({"convnet3": 98.0, "lenet": 99.0}))[0].gain is None
     assert columns(make_scores({"vgg11": 98.0, "lenet": 99.0}))[0].gain is None
     assert columns(make_scores({"convnet3": 98.0, "vgg11": 97.0}))[0].gain == (-1.0, "vgg11")
+
+
+def test_larger_is_counted_at_the_shape_of_the_dataset() -> None:
+    assert (parameters("mlp") or 0) > (parameters("convnet3") or 0)  # on 32x32 colour images alone
+    means = {"convnet3": 98.0, "mlp": 98.5}
+    (grey,) = columns(make_scores(means))
+    (colour,) = columns(make_scores(means, dataset="cifar10"))
+    assert grey.gain is None
+    assert colour.gain == (0.5, "mlp")
+
+
+def test_a_network_of_ones_own_counts_where_its_size_is_known() -> None:
+    means = {"convnet3": 98.0, "my:net": 98.5}
+    unsized = make_scores(means)
+    assert columns(unsized)[0].gain is None
+    assert any("my:net" in note and "leaves it out" in note for note in cross_notes(unsized))
+    sized = [*make_scores({"convnet3": 98.0}), *make_scores({"my:net": 98.5}, parameters=10**6)]
+    assert columns(sized)[0].gain == (0.5, "my:net")
+    assert not any("leaves it out" in note for note in cross_notes(sized))
+    assert "networks of one's own last" in cross_notes(sized)[0]
+    assert "one's own" not in cross_notes(make_scores(MEANS))[0]
+
+
+def test_what_failed_is_marked() -> None:
+    scores = [
+        *make_scores(MEANS),
+        *make_scores({"alexnet": 10.5}),
+        *make_scores({"mlp": 60.0}, diverged=True),
+    ]
+    found = cells(cross_architecture(scores))
+    assert found["alexnet"] == ["10.50 ± 0.14 (2 of 2 did not learn)"]
+    assert found["mlp"] == ["60.00 ± 0.14 (2 of 2 diverged)"]
+    assert "(" not in found["convnet3"][0]
+
+
+def test_images_seen_and_drawn_stand_below() -> None:
+    real = {"convnet3": 99.0, "vgg11": 99.5}
+    found = cells(cross_architecture(make_scores(MEANS, real=real)))
+    assert found["distinct images"] == ["100,000", "100,000"]
+    assert "drawn" not in found
+    found = cells(cross_architecture(make_scores(MEANS, real=real, candidates=4, levers="best of 4", source="l")))
+    assert found["drawn"] == ["400,000", "-"]
+    assert found["levers"] == ["best of 4", "-"]
 
 
 def test_a_column_for_each_generator_budget_draw_and_lever() -> None:
@@ -156,17 +197,38 @@ def test_compare_is_resumable_row_by_row(tmp_path: Path, capsys: pytest.CaptureF
     assert main([*words, "--student", "convnet1-w8,convnet2-w8", "--json"]) == 0
     (column,) = json.loads(capsys.readouterr().out)
     assert column["budget"] == "10 images"
+    assert (column["distinct"], column["drawn"], column["levers"]) == (10, 10, "")
+    assert (column["protocol"], column["test"]) == ("dimdata", "hold-out (1,000)")
+    assert column["seeds"] == {"convnet1-w8": 1, "convnet2-w8": 1}
     assert column["spread"] == pytest.approx(abs(column["accuracy"]["convnet1-w8"] - column["accuracy"]["convnet2-w8"]))
     assert rows.read_bytes() == whole  # a student trained again would have made another row
 
 
-def test_compare_leaves_out_what_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
-    # A ConvNet of nine poolings does not fit 28x28 pixels.
-    words = [*COMMAND, "--compile", "off", "--student", "convnet1-w8,convnet9"]
+WRONG_WIDTH = """
+from torch import nn
+
+def net(image_shape, num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(7, num_classes))
+"""
+
+
+def test_compare_leaves_out_what_does_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # A ConvNet of nine poolings cannot be made for 28x28 pixels; the other can be made, and takes no such image.
+    (tmp_path / "wrong_width.py").write_text(WRONG_WIDTH)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    words = [*COMMAND, "--compile", "off", "--student", "convnet1-w8,convnet9,wrong_width:net"]
     assert main([*words, "--json"]) == 0
     out, err = capsys.readouterr()
     assert list(json.loads(out)[0]["accuracy"]) == ["convnet1-w8"]
     assert "convnet9 is left out for dim-mnist" in err
+    assert "wrong_width:net is left out for dim-mnist" in err
+    for ask in (["--markdown"], ["--plot", str(tmp_path / "cross.svg")]):
+        assert main([*words, *ask]) == 2
+        err = capsys.readouterr().err
+        assert "nothing to compare" in err
+        assert "seed 0" not in err  # nothing was trained
 
 
 def test_compare_of_all_that_is_bundled_leaves_out_what_one_student_alone_can_use(
@@ -196,6 +258,10 @@ def test_compare_takes_levers(capsys: pytest.CaptureFixture[str]) -> None:
         (["--plot", "cross.txt"], "no ending of a picture"),
         (["--ipc", "x"], "--ipc"),
         (["--protocol", "none"], "protocol"),
+        (["--draw", ","], "No draw is given."),
+        (["--baselines", "random,all"], "--baselines is 'random,all'"),
+        (["--baselines", "distnict"], "--baselines is 'distnict'"),
+        (["--baselines", "distinct"], "tested on its hold-out alone"),
         (["--student", "convnet9,convnet8"], "takes none of the students"),
     ],
 )

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import make_network
+from torch import nn
 
 from dimdata import artifact
 from dimdata.cells import Cell, in_steps, plan, real_images, with_epochs
+from dimdata.distill.staging import walk
 from dimdata.engine import Engine
 from dimdata.errors import ArgumentError, DataError, DimdataError, NotFoundError
 from dimdata.evaluate import evaluate
@@ -18,7 +21,7 @@ from dimdata.generators.table import TableGenerator, table_generator
 from dimdata.nearest import distances, nearest_check
 from dimdata.protocols import protocol
 from dimdata.real import RealData, Split, distinct_real, load_real
-from dimdata.recipe import Leg, Recipe
+from dimdata.recipe import Leg, Recipe, Start
 from dimdata.scores import Row, Score, read_rows
 
 STUDENT = "convnet1-w8"
@@ -218,6 +221,21 @@ def test_seeds_by_ipc(network: Generator, real: RealData) -> None:
         ({"draws": "frosh"}, "no draw"),
         ({"seeds": 0}, "seeds"),
         ({"seeds": []}, "seeds"),
+        ({"seeds": "3"}, "seeds is '3'"),
+        ({"seeds": 2.5}, "seeds is 2.5"),
+        ({"seeds": True}, "seeds is True"),
+        ({"seeds": ["0"]}, "whole numbers"),
+        ({"seeds": {1: "3"}}, "seeds is '3'"),
+        ({"draws": ()}, "No draw is given"),
+        ({"draws": []}, "No draw is given"),
+        ({"students": 5}, "student is 5"),
+        ({"students": ()}, "No student"),
+        ({"students": ["mlp", None]}, "student is None"),
+        ({"students": nn.Linear(64, 10)}, "student is a network"),
+        ({"students": [nn.Linear(64, 10)]}, "student is a network"),
+        ({"students": lambda shape, classes: 1 / 0}, "<lambda> cannot make .*ZeroDivisionError"),
+        ({"students": lambda shape: None}, "<lambda> cannot make .*TypeError"),
+        ({"real": None, "baselines": ["randon"]}, "no baseline"),
         ({"baselines": ["randon"]}, "no baseline"),
         ({"epochs": 0}, "epochs is 0"),
         ({"students": "convnett3"}, "convnett3"),
@@ -231,6 +249,70 @@ def test_bad_arguments_are_refused_before_training(
         run(network, **({"ipc": 1, "real": real, "output": tmp_path / "x"} | arguments))
     assert isinstance(caught.value, DimdataError)
     assert not (tmp_path / "x").exists()
+
+
+def test_a_lambda_is_a_factory(network: Generator, real: RealData) -> None:
+    (score,) = run(
+        network,
+        ipc=1,
+        seeds=1,
+        epochs=1,
+        real=real,
+        baselines=(),
+        students=lambda shape, classes: nn.Sequential(nn.Flatten(), nn.Linear(64, classes)),
+    )
+    assert score.student.endswith("<lambda>")
+    assert score.parameters == 65 * 10
+
+
+def test_a_student_that_diverges_does_not_pass_unnoticed(
+    network: Generator, real: RealData, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    wild = Recipe(legs=(Leg(epochs=20, batch_size=16, lr=1e30, momentum=0.0),))
+    rows: list[Row] = []
+    path = tmp_path / "rows.jsonl"
+    arguments: dict[str, Any] = {"ipc": 2, "seeds": 1, "real": real, "baselines": (), "output": path}
+    (score,) = run(network, recipe=wild, students="mlp", on_row=rows.append, **arguments)
+    (warning,) = (record.getMessage() for record in caplog.records if record.name == "dimdata")
+    assert warning.startswith("mlp diverged: the loss of its last step, of 40, is ")
+    assert rows[0].diverged
+    assert score.diverged == score.failed == (0,)
+    assert json.loads(path.read_text())["loss"] is None
+    caplog.clear()
+    run(network, on_row=rows.append, **arguments)
+    assert not caplog.records
+    assert rows[1].loss is not None
+    assert 0 < rows[1].loss < 100
+
+
+def test_a_part_of_stored_stages_is_no_budget(real: RealData) -> None:
+    """At 2 of 3 x 2 images per class all legs would be of the first stage."""
+    leg = Recipe(legs=(Leg(epochs=3, batch_size=20),))
+    parts = [distinct_real(real, 20, seed, leg) for seed in range(3)]
+    staged = TableGenerator.joined(parts, walk([leg] * 3, [20] * 3), "pdd")
+    for ipc in (2, 3, 5, (2, 6)):
+        with pytest.raises(ArgumentError, match="3 stages") as caught:
+            run(staged, ipc=ipc, real=real, baselines=())
+        assert "Use stage=k, a prefix of the stages" in caught.value.hint
+    rows: list[Row] = []
+    run(staged, ipc=6, seeds=1, real=real, baselines=(), on_row=rows.append)
+    run(staged, stage=2, ipc=4, seeds=1, real=real, baselines=(), on_row=rows.append)
+    run(staged, ipc=2, seeds=1, real=real, baselines=(), recipe=leg, on_row=rows.append)  # walks no stages
+    assert [len(row.stages) for row in rows] == [3, 2, 0]
+
+
+def test_learned_step_sizes_belong_to_the_whole_training(stored: TableGenerator, real: RealData) -> None:
+    stored.recipe = Recipe(
+        legs=(Leg(epochs=2, batch_size=20, shuffle=False, step_sizes="rates"),),
+        start=Start(law="xavier"),
+        tensors=("rates",),
+    )
+    stored.recipe_tensors = {"rates": torch.full((4,), 0.01)}
+    assert run(stored, seeds=1, real=real, baselines=())[0].steps == 4
+    for changed in ({"ipc": 1}, {"epochs": 1}):
+        with pytest.raises(DimdataError, match="4 learned step sizes") as caught:
+            run(stored, seeds=1, real=real, baselines=(), **changed)
+        assert "leave out ipc and epochs" in caught.value.hint
 
 
 def test_data_that_does_not_fit_is_refused(network: Generator, stored: TableGenerator, real: RealData) -> None:

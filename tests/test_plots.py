@@ -9,7 +9,7 @@ from test_cross import MEANS, make_scores
 from test_report import make_row
 
 from dimdata.errors import ArgumentError, DimdataError, WorldError
-from dimdata.plots import cross_plot, plot, require_plots
+from dimdata.plots import MOST_SPAN, cross_plot, limits, plot, require_plots
 from dimdata.scores import Score, aggregate
 
 pytest.importorskip("matplotlib")
@@ -55,6 +55,20 @@ def test_accuracy_against_the_student(tmp_path: Path) -> None:
         assert word in text
     alone = drawn(cross_plot(make_scores(MEANS), tmp_path / "alone.svg"))
     assert "ceiling" not in alone
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "span"), [(10, 95, MOST_SPAN), (10, 10, 80), (9, 98.5, 100), (99, 99.5, 4), (50, 60, 20), (0, 1, 4)]
+)
+def test_an_axis_shows_its_accuracies_and_none_below_0(low: float, high: float, span: float) -> None:
+    left, right = limits(low, high, span)
+    assert 0 <= left <= low <= high <= right <= MOST_SPAN
+    assert right - left == pytest.approx(span)
+
+
+def test_a_student_that_only_guesses_fits_into_the_plot(tmp_path: Path) -> None:
+    text = drawn(cross_plot(make_scores({"convnet3": 95.0, "alexnet": 10.0}), tmp_path / "cross.svg"))
+    assert "\N{MINUS SIGN}" not in text  # of a negative accuracy
 
 
 @pytest.mark.parametrize("ending", ["png", "svg", "pdf"])

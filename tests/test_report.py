@@ -63,6 +63,47 @@ def test_seeds_are_taken_together(rows: list[Row]) -> None:
     assert aggregate([make_row()])[0].std is None
 
 
+def test_a_student_that_diverged_or_did_not_learn_is_marked() -> None:
+    rows = [make_row(seed=0), make_row(seed=1, accuracy=11.0), make_row(seed=2, accuracy=11.0, diverged=True)]
+    (score,) = aggregate(rows)
+    assert (score.diverged, score.failed) == ((2,), (1, 2))
+    assert "(1 of 3 diverged, 1 of 3 did not learn)" in markdown([score]).replace("\\", "")
+    said = " ".join(notes([score]))
+    assert "Diverged:" in said
+    assert "Did not learn:" in said
+    (fine,) = aggregate([make_row()])
+    assert "learn" not in markdown([fine]) + " ".join(notes([fine]))
+    assert Score.from_json(score.to_json()) == score
+    assert "failed" not in fine.to_json()
+    # A baseline that has no line of its own is told of in words.
+    bad = make_row(what="distinct", source="r", accuracy=10.0)
+    assert any(
+        note == "Distinct real (ceiling), convnet3, 100,000 images: did not learn."
+        for note in notes(aggregate([make_row(), bad]))
+    )
+
+
+@pytest.mark.parametrize(
+    ("classes", "accuracy", "failed"),
+    [(10, 12.0, True), (10, 12.1, False), (100, 2.0, True), (100, 2.1, False), (2, 51.9, True), (2, 53.0, False)],
+)
+def test_learning_is_more_than_guessing(classes: int, accuracy: float, failed: bool) -> None:
+    assert make_row(images=10 * classes, accuracy=accuracy).failed is failed
+    assert not make_row(ipc=None, images=classes, accuracy=accuracy).failed  # nobody knows how many classes there are
+
+
+def test_the_loss_of_a_row_is_a_number_or_null_or_not_known(tmp_path: Path) -> None:
+    for changes in ({}, {"loss": 0.25}, {"diverged": True}):
+        row = make_row(**changes)
+        path = tmp_path / f"{len(changes)}{row.diverged}.jsonl"
+        Results(path).add(row)
+        assert read_rows(path) == [row]
+        line = json.loads(path.read_text())
+        assert ("loss" in line, line.get("loss")) == (bool(changes), row.loss)
+    with pytest.raises(FormatError, match="diverged"):
+        make_row(loss=0.25, diverged=True)
+
+
 def test_the_share_is_that_of_the_distinct_baseline_and_of_fresh_draws_only(rows: list[Row]) -> None:
     scores = aggregate(rows)
     fresh = next(s for s in scores if s.what == "generator" and s.draw == "fresh")

@@ -425,3 +425,79 @@ def test_compiled_training_agrees_with_eager(monkeypatch) -> None:
     images, labels = pictures(11), torch.arange(11) % 4
     engines = (CPU, Engine.of("cpu", "fp32", "on"))
     assert len({accuracy(eager, images, labels, MEAN, STD, engine, batch=4) for engine in engines}) == 1
+
+
+@pytest.mark.parametrize("student", [5, None, [SMALL]])
+def test_what_is_no_student_is_refused(student: object) -> None:
+    with pytest.raises(ArgumentError, match="neither a name nor a factory"):
+        train(student, table(), engine=CPU)  # type: ignore[arg-type]
+
+
+class Fails(nn.Module):
+    def forward(self, images: Tensor) -> Tensor:
+        raise KeyError("width")
+
+
+class Pair(nn.Module):
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        return images, images
+
+
+@pytest.mark.parametrize(
+    ("network", "said"),
+    [
+        (Fails(), "KeyError"),
+        (Pair(), "maps images to a tuple"),
+        (nn.Linear(8, 4), r"shape \(2, 1, 8, 4\)"),
+        (nn.Conv2d(3, 4, 3), "RuntimeError"),
+    ],
+)
+def test_networks_that_do_not_fit_are_refused_in_a_sentence(network: nn.Module, said: str) -> None:
+    with pytest.raises(ArgumentError, match=said):
+        train(network, table(), engine=CPU)
+
+
+def test_a_factory_that_raises_is_named() -> None:
+    def broken(image_shape: object, num_classes: int) -> nn.Module:
+        raise OSError("no weights here")
+
+    def tells(image_shape: object, num_classes: int) -> nn.Module:
+        raise NotFoundError("No weights are known.", "Fetch them.")
+
+    with pytest.raises(ArgumentError, match=r"broken cannot make .*OSError: no weights here"):
+        train(broken, table(), engine=CPU)  # type: ignore[arg-type]
+    with pytest.raises(NotFoundError, match="No weights are known"):
+        train(tells, table(), engine=CPU)  # type: ignore[arg-type]
+
+
+def test_a_mistake_in_a_later_leg_is_found_before_the_first_begins() -> None:
+    legs = (PLAIN.legs[0], replace(PLAIN.legs[0], augment="flipp"))
+    steps: list[int] = []
+    with pytest.raises(NotFoundError, match="flipp"):
+        train(fresh(), table(of=recipe(*legs)), engine=CPU, on_step=lambda done, *_: steps.append(done))
+    assert not steps
+
+
+def pooled() -> nn.Module:
+    """Batch norm on one value of each channel, as deep networks have it on small images."""
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten(), nn.Linear(4, 4)
+    )
+
+
+def test_a_batch_of_one_image_that_batch_norm_cannot_take_is_refused_before_training() -> None:
+    legs = (PLAIN.legs[0], replace(PLAIN.legs[0], batch_size=11))  # 12 images: the last batch of the second leg
+    steps: list[int] = []
+    with pytest.raises(ArgumentError, match="12 images in batches of 11"):
+        train(pooled(), table(of=recipe(*legs)), engine=CPU, on_step=lambda done, *_: steps.append(done))
+    assert not steps
+    assert train(pooled(), table(), engine=CPU).steps == 3
+    assert train(pooled(), table(of=recipe(legs[1])), engine=CPU, limit_steps=1).steps == 1  # never comes to it
+
+
+def test_the_look_at_a_batch_of_one_changes_nothing() -> None:
+    """A batch norm that sees several pixels takes one image, and its statistics are those of training alone."""
+    legs = recipe(replace(PLAIN.legs[0], batch_size=11))
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 4))
+    train(network, table(of=legs), engine=CPU)
+    assert network[1].num_batches_tracked == 2

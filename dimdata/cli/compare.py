@@ -56,6 +56,11 @@ def run(
     """
     images, wanted = images_per_class(ipc), words(student)
     real_images = [] if baselines == "none" else words(baselines)
+    if real_images not in ([], ["distinct"]) or not baselines.strip(", "):
+        raise ArgumentError(
+            f"--baselines is {baselines!r:.80}; a comparison shows the ceiling `distinct` alone, or none.",
+            "Use `dimdata evaluate` for the others.",
+        )
     if len(wanted) < 2:
         raise ArgumentError(
             f"--student names {len(wanted)} network{'s' * (not wanted)}.", "Name two or more: convnet3,resnet18-thin."
@@ -69,7 +74,7 @@ def run(
     from dimdata.evaluate import evaluate
     from dimdata.plots import cross_plot, require_plots
     from dimdata.protocols import protocol as find_protocol
-    from dimdata.report import notes
+    from dimdata.report import drawn, notes
     from dimdata.students.own import student_name, user_student
 
     if plot is not None:
@@ -84,10 +89,21 @@ def run(
         if not names and generator.recipe.start.student:  # nothing to compare
             output.note(f"{name} was made for {generator.recipe.start.student} alone, and is left out.")
             continue
-        budgets = _budgets(generator, images)
+        budgets = _budgets(generator, images, rule)
         jobs.append((name, generator, budgets, _fitting(name, generator, students, budgets, rule)))
     against_what = [against.real_data(generator, real, root) for _, generator, _, _ in jobs]
     engine = Engine.of(device, precision, compile)
+    for (name, *_), data in zip(jobs, against_what, strict=True):
+        if real_images and data is None:
+            raise ArgumentError(
+                f"--baselines needs real training images, and {name} is tested on its hold-out alone.",
+                "Leave --baselines out, or name the dataset with --real.",
+            )
+    if (markdown or plot is not None) and not any(len(fitting) > 1 for *_, fitting in jobs):
+        raise ArgumentError(
+            "No generator takes two of the students, so there is nothing to compare in a table or a plot.",
+            "Name students that fit, or leave out --markdown and --plot.",
+        )
     scores = []
     for (name, generator, budgets, fitting), data in zip(jobs, against_what, strict=True):
         output.note(f"{name}: {', '.join(map(student_name, fitting))}")
@@ -112,13 +128,20 @@ def run(
                     "name": column.score.name,
                     "budget": column.score.budget_text,
                     "draw": column.score.draw,
+                    "levers": column.score.levers,
+                    "protocol": column.score.protocol,
+                    "test": column.score.test,
                     "trained_on": "distinct real" if column.real else "generator",
                     "accuracy": {student: figure.mean for student, figure in column.figures.items()},
                     "std": {student: figure.std for student, figure in column.figures.items()},
+                    "remarks": {s: figure.remark.strip("()") for s, figure in column.figures.items() if figure.remark},
+                    "seeds": column.seeds,
                     "spread": column.spread,
                     "gain": None if column.gain is None else {"points": column.gain[0], "student": column.gain[1]},
                     "steps": column.score.steps,
-                    "stored_bytes": column.score.stored_bytes,
+                    "distinct": column.distinct,
+                    "drawn": None if column.real else drawn(column.score),
+                    "stored_bytes": None if column.real else column.score.stored_bytes,
                 }
                 for column in columns(scores)
             ]
@@ -134,11 +157,22 @@ def run(
         output.note(f"plot: {cross_plot(scores, plot)}")
 
 
-def _budgets(generator: Generator, images: list[int]) -> list[int] | None:
-    """Return the images per class that a generator has of those asked for; none, for all there are, if it has none."""
+def _budgets(generator: Generator, images: list[int], rule: Protocol) -> list[int] | None:
+    """Return the images per class that a generator has of those asked for; none, for all there are, if it has none.
+
+    Of stored stages that students walk it has all or none.
+    """
+    from dimdata.cells import cuts_stages
+
     if generator.images is None:
         return images
-    return [count for count in images if count * generator.spec.num_classes <= generator.images] or None
+    classes = generator.spec.num_classes
+    return [
+        count
+        for count in images
+        if count * classes <= generator.images
+        and not cuts_stages(generator, rule.recipe(generator.recipe, count, classes), count)
+    ] or None
 
 
 def _fitting(
@@ -146,24 +180,30 @@ def _fitting(
 ) -> list[str | Factory]:
     """Return the students that the generator's images and recipe take; say which it does not take, and why.
 
+    Each is made, and shown two images, on the CPU.
+
     Raises:
         ArgumentError: If none of them fits.
     """
+    import torch
+
     from dimdata.students.own import student_name
     from dimdata.students.source import source_of
+    from dimdata.students.train import check_fit
 
     spec = generator.spec
     recipe = rule.recipe(generator.recipe, budgets[0] if budgets else None, spec.num_classes)
     fitting = []
     for student in students:
         try:
-            source_of(
+            source = source_of(
                 recipe.start,
                 spec.image_shape,
                 spec.num_classes,
                 student=student,
                 tensors=generator.recipe_tensors,
-            ).network(0)
+            )
+            check_fit(source.network(0), spec, torch.device("cpu"))
         except (ArgumentError, FormatError) as error:
             output.note(f"warning: {student_name(student)} is left out for {name}: {error.message}")
         else:

@@ -166,5 +166,6 @@ def tell(row: Row) -> None:
     what = row.levers or "generator" if row.what == "generator" else f"{row.what} real"
     output.note(
         f"{what}, {row.student}, {row.budget_text} {row.draw}, seed {row.seed}: {row.accuracy:.2f} % "
-        f"({row.images_seen:,} images seen, {output.duration(row.seconds)})"
+        f"({'diverged, ' if row.diverged else 'did not learn, ' if row.failed else ''}"
+        f"{row.images_seen:,} images seen, {output.duration(row.seconds)})"
     )

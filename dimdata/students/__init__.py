@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from dimdata import latents
-from dimdata.errors import ArgumentError, NotFoundError
+from dimdata.errors import ArgumentError, DimdataError, NotFoundError
 from dimdata.registry import Registry
 
 ImageShape = tuple[int, int, int]
@@ -47,7 +47,14 @@ def find_student(student: str | Factory) -> Factory:
 
     Raises:
         NotFoundError: If nothing is called so.
+        ArgumentError: If it is neither a name nor a factory.
     """
+    if isinstance(student, nn.Module) or not (isinstance(student, str) or callable(student)):
+        what = "a network" if isinstance(student, nn.Module) else repr(student)[:40]
+        raise ArgumentError(
+            f"The student is {what}, neither a name nor a factory.",
+            "A factory takes (image_shape, num_classes) and returns a new network; see `dimdata list --students`.",
+        )
     if not isinstance(student, str):
         return student
     from dimdata.students import convnet
@@ -97,9 +104,26 @@ def make_student(student: str | Factory, image_shape: ImageShape, num_classes: i
 
     Raises:
         NotFoundError: If no student is called so.
-        ArgumentError: If the images are too small for it, or a factory returns something else.
+        ArgumentError: If the images are too small for it, or a factory fails or returns something else.
     """
     factory = find_student(student)
+    try:
+        return _made(factory, image_shape, num_classes, seed).train()
+    except DimdataError:
+        raise
+    except Exception as error:  # whatever a factory raises
+        from dimdata.students.own import student_name  # which imports this module
+
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]:.200}"
+        raise ArgumentError(
+            f"{student_name(student)} cannot make a student for images {tuple(image_shape)} of {num_classes} classes "
+            f"({reason}).",
+            "Give another student, or mend its factory.",
+        ) from error
+
+
+def _made(factory: Factory, image_shape: ImageShape, num_classes: int, seed: int) -> nn.Module:
+    """Return what a factory makes, with weights drawn from the seed alone."""
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         # Not `torch.manual_seed`, which would seed every CUDA device as well.
         torch.default_generator.manual_seed(latents.fold(_INIT, seed))
@@ -112,7 +136,7 @@ def make_student(student: str | Factory, image_shape: ImageShape, num_classes: i
         if any(is_lazy(parameter) for parameter in network.parameters()):
             with torch.no_grad():  # a lazy layer draws its weights when it first sees images: from this seed too
                 network.eval()(torch.zeros(2, *image_shape))
-    return network.train()
+    return network
 
 
 def require_side(name: str, image_shape: ImageShape, least: int) -> None:

@@ -16,7 +16,7 @@ from dimdata.errors import ArgumentError
 from dimdata.generators.base import Generator
 from dimdata.outputs import Normalize
 from dimdata.recipe import Leg
-from dimdata.students.compiling import COMPILE_FROM
+from dimdata.students.compiling import worth
 
 _ORDER = latents.stream("order of training")
 
@@ -64,8 +64,11 @@ class Feed:
         at_once = max(1, values // (self.batch_size * spec.image_shape[0] * spec.image_shape[1] * spec.image_shape[2]))
         # Stored images are only gathered; what a network draws is worth compiling.
         generator = self.dataset.generator
-        worth = generator.images is None and generator.compiles and self.steps * self.batch_size >= COMPILE_FROM
-        compiled = self.engine.compile(_draw) if worth else _draw
+        compiles = generator.images is None and generator.compiles
+        if compiles and worth(self.engine, self.steps * self.batch_size, at_once * self.batch_size):
+            compiled = self.engine.compile(_draw)
+        else:
+            compiled = _draw
         indices = itertools.islice(self._indices(), self.steps)
         while batches := list(itertools.islice(indices, at_once)):
             latent = torch.cat(

@@ -58,10 +58,13 @@ def rates_of(leg: Leg, total: int, tensors: Mapping[str, Tensor]) -> Callable[[i
     if stored is None:
         raise FormatError(f"The recipe's step sizes {leg.step_sizes!r} are not stored with the generator.")
     sizes = stored.flatten().tolist()
-    if len(sizes) != total or not all(size > 0 for size in sizes):
+    if not all(size > 0 for size in sizes):
+        raise FormatError(f"The step sizes {leg.step_sizes!r:.80} that the recipe stores are not all positive.")
+    if len(sizes) != total:
         raise FormatError(
-            f"The recipe stores {len(sizes)} step sizes {leg.step_sizes!r} for {total} steps of a leg; "
-            "there must be one positive size for each."
+            f"{len(sizes)} learned step sizes {leg.step_sizes!r:.80} are stored, and this training takes {total} steps "
+            "in their leg.",
+            "They belong to all images and the recipe's own epochs: leave out ipc and epochs.",
         )
     return sizes.__getitem__
 

@@ -34,7 +34,7 @@ def user_student(student: str | Factory) -> str | Factory:
         return student
     factory = _import(student) if isinstance(student, str) else student
     said = f"The student {student_name(factory)}"
-    if not callable(factory):
+    if not callable(factory) or isinstance(factory, nn.Module):
         raise ArgumentError(f"{said} is a {type(factory).__name__}, not a factory.", _HINT)
     try:
         inspect.signature(factory).bind((1, 1, 1), 1)

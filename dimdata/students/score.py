@@ -51,7 +51,7 @@ def accuracy(
     training = network.training
     network.eval()
     right = torch.zeros((), dtype=torch.int64, device=engine.device)
-    classes_of = engine.compile(_classes) if len(images) >= compiling.COMPILE_FROM else _classes
+    classes_of = engine.compile(_classes) if compiling.worth(engine, len(images), batch) else _classes
     with torch.no_grad(), engine.autocast(), compiling.room_for_shapes(engine):
         for part, truth in zip(torch.split(images, batch), torch.split(labels, batch), strict=True):
             part = part.to(engine.device)

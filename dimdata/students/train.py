@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +12,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from dimdata import latents
 from dimdata.dataset import GeneratedDataset
@@ -21,7 +24,7 @@ from dimdata.generators.base import Generator
 from dimdata.outputs import Normalize
 from dimdata.recipe import Recipe
 from dimdata.spec import Spec
-from dimdata.students import Factory, compiling
+from dimdata.students import Factory, compiling, find_student
 from dimdata.students.augment import parse
 from dimdata.students.feed import Feed, Source
 from dimdata.students.legs import lr_at, optimizer_of, rates_of
@@ -32,6 +35,8 @@ from dimdata.students.store import StudentInfo, load_student, save_student
 from dimdata.whitening import Whitening
 
 __all__ = ["StudentInfo", "TrainResult", "accuracy", "load_student", "lr_at", "save_student", "train"]
+
+log = logging.getLogger("dimdata")
 
 OnStep = Callable[[int, int, Tensor], None]
 OnLeg = Callable[[int, nn.Module], None]
@@ -50,7 +55,7 @@ class TrainResult:
         images_drawn: Images shown, repeated ones counted each time.
         distinct_images: Different images shown.
         seconds: Wall time.
-        loss: The loss of the last step.
+        loss: The loss of the last step; not finite where the student diverged, or where no step was taken.
         info: What the student is, as `save_student` stores it.
     """
 
@@ -61,6 +66,11 @@ class TrainResult:
     seconds: float
     loss: float
     info: StudentInfo
+
+    @property
+    def diverged(self) -> bool:
+        """Whether steps were taken and the last loss is no finite number."""
+        return self.steps > 0 and not math.isfinite(self.loss)
 
 
 def train(
@@ -80,7 +90,8 @@ def train(
     """Train a student on a generator's images, leg by leg as the recipe says.
 
     Epochs count on over the legs, and so does the state of the optimiser while its kind stays the same. Everything is
-    a pure function of the seed and the starting weights, at equal device, precision and number of threads.
+    a pure function of the seed and the starting weights, at equal device, precision and number of threads. A loss that
+    is no finite number at the end is warned of in the log `dimdata`.
 
     Args:
         network: A student's name or factory, started as the recipe says; or a network, trained in place as it is.
@@ -104,14 +115,17 @@ def train(
         FormatError: If the recipe names tensors that are missing or do not fit.
         DimdataError: If the generator cannot be found or read.
     """
+    if not isinstance(network, nn.Module):
+        find_student(network)
     if limit_steps is not None and limit_steps < 0:
         raise ArgumentError(f"limit_steps is {limit_steps}; it must not be negative.")
     engine = engine or Engine.of()
     started = time.perf_counter()
     source = Source(generator, ipc, seed, draw, stage, engine.device)
     recipe = recipe or source.generator.recipe
-    if any(leg.step_sizes is not None for leg in recipe.legs):
-        # Learned step sizes belong to the exact training they were learned in; in half precision it is another.
+    # Learned step sizes belong to the exact training they were learned in; in lower precision it is another.
+    learned = any(leg.step_sizes is not None for leg in recipe.legs)
+    if learned:
         engine = replace(engine, bf16=False)
     spec, tensors = source.generator.spec, source.generator.recipe_tensors
     name = student_name(network)
@@ -119,11 +133,16 @@ def train(
         start = source_of(recipe.start, spec.image_shape, spec.num_classes, student=network, tensors=tensors)
         network = start.network(seed)
     engine.place(network)
-    _check_fit(network, spec, engine.device)
+    check_fit(network, spec, engine.device)
     whitening = Whitening.of(recipe, tensors)
     feeds = _plan(recipe, source, engine, seed, Normalize(spec.mean, spec.std, whitening))
     run = _Run(network, engine, seed, feeds, tensors, limit_steps, on_step)
-    with _own_randomness(engine.device, latents.fold(_DROPOUT, seed)), compiling.room_for_shapes(engine):
+    run.check_batches_of_one(name)
+    with (
+        _own_randomness(engine.device, latents.fold(_DROPOUT, seed)),
+        compiling.room_for_shapes(engine),
+        engine.exact() if learned else contextlib.nullcontext(),
+    ):
         network.train()
         for number in range(len(run.feeds)):
             run.leg(number)
@@ -142,7 +161,10 @@ def train(
         whitening=whitening,
     )
     seconds = time.perf_counter() - started
-    return TrainResult(network, run.done, run.drawn, run.distinct(), seconds, float(run.loss), info)
+    result = TrainResult(network, run.done, run.drawn, run.distinct(), seconds, float(run.loss), info)
+    if result.diverged:
+        log.warning("%s diverged: the loss of its last step, of %d, is %s.", name, result.steps, result.loss)
+    return result
 
 
 def _loss(network: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
@@ -175,20 +197,44 @@ class _Run:
         self.optimizer: torch.optim.Optimizer | None = None
         self.parameters = [p for p in network.parameters() if p.requires_grad]
         self.rates = [rates_of(feed.leg, feed.steps, tensors) for feed in feeds]
+        self.augments = [parse(feed.leg.augment, feed.leg.dialect, mixing=True) for feed in feeds]
         compiled = engine.compile(_loss)
-        worth = _images_by_size(feeds, self.total)
-        self.losses = {size: compiled if count >= compiling.COMPILE_FROM else _loss for size, count in worth.items()}
+        shown = _images_by_size(feeds, self.total)
+        self.losses = {
+            size: compiled if compiling.worth(engine, count, size) else _loss for size, count in shown.items()
+        }
         shape = feeds[0].dataset.image_shape
         # Every step reads its images from here: one address and one memory order for each batch size.
         self.buffers = {
-            size: torch.empty(size, *shape, device=engine.device, memory_format=torch.channels_last) for size in worth
+            size: torch.empty(size, *shape, device=engine.device, memory_format=torch.channels_last) for size in shown
         }
+
+    def check_batches_of_one(self, name: str) -> None:
+        """Raise `ArgumentError` if a batch will be of one image, which the network cannot be trained on.
+
+        Batch norm asks for two values of each channel at least; after pooling to one pixel an image has but one.
+        """
+        if 1 not in self.buffers or not any(isinstance(layer, _BatchNorm) for layer in self.network.modules()):
+            return
+        kept = {key: tensor.detach().clone() for key, tensor in self.network.named_buffers()}  # running statistics
+        mode = self.network.training
+        try:
+            with _own_randomness(self.engine.device, 0), torch.no_grad():
+                functional_call(self.network.train(), kept, (torch.zeros_like(self.buffers[1]),))
+        except ValueError as error:
+            images, size = next((f.images, f.batch_size) for f in self.feeds if 1 in (f.ragged, f.batch_size))
+            raise ArgumentError(
+                f"{name} cannot be trained on a batch of one image, which {images:,} images in batches of {size} leave "
+                f"({str(error).partition(chr(10))[0]:.80}).",
+                "Use another number of images per class, another batch size, or a student without batch norm.",
+            ) from error
+        finally:
+            self.network.train(mode)
 
     def leg(self, number: int) -> None:
         """Follow one leg, or what the limit leaves of it."""
-        feed, rate_at = self.feeds[number], self.rates[number]
+        feed, rate_at, augment = self.feeds[number], self.rates[number], self.augments[number]
         leg = feed.leg
-        augment = parse(leg.augment, leg.dialect, mixing=True)
         classes = feed.dataset.spec.num_classes
         self.optimizer = optimizer = optimizer_of(leg, self.parameters, self.engine.device, self.optimizer)
         (group,) = optimizer.param_groups
@@ -260,23 +306,29 @@ def _images_by_size(feeds: list[Feed], total: int) -> dict[int, int]:
     return shown
 
 
-def _check_fit(network: nn.Module, spec: Spec, device: torch.device) -> None:
-    """Raise `ArgumentError` unless the network maps images of the generator to one logit for each class."""
+def check_fit(network: nn.Module, spec: Spec, device: torch.device) -> None:
+    """Raise `ArgumentError` unless a network on the device maps images of the generator to one logit for each class."""
     training = network.training
     network.eval()
     try:
         with torch.no_grad():
-            shape = tuple(network(torch.zeros(2, *spec.image_shape, device=device)).shape)
-    except RuntimeError as error:
-        reason = str(error).partition("\n")[0]
+            logits = network(torch.zeros(2, *spec.image_shape, device=device))
+    except Exception as error:  # whatever a network of the user's own raises
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         raise ArgumentError(
             f"The network cannot take images of shape {spec.image_shape} ({reason:.120}).", "Use one that can."
         ) from error
     finally:
         network.train(training)
-    if shape != (2, spec.num_classes):
+    if not isinstance(logits, Tensor):
         raise ArgumentError(
-            f"The network maps two images to shape {shape}; the generator has {spec.num_classes} classes.",
+            f"The network maps images to a {type(logits).__name__}, not to a tensor of logits.",
+            f"Let it return a tensor [B, {spec.num_classes}].",
+        )
+    if tuple(logits.shape) != (2, spec.num_classes):
+        raise ArgumentError(
+            f"The network maps two images to shape {tuple(logits.shape)}, and the generator has {spec.num_classes} "
+            "classes.",
             f"Give it {spec.num_classes} outputs.",
         )
 

@@ -4,12 +4,16 @@
     python tests/benchmarks/build_zoo.py --cards  # render the cards of all of them anew, and nothing else
     python tests/benchmarks/build_zoo.py dim-mnist --cards --gain gain.json  # put a measured gain on a card first
 
-ROWS is what `dimdata evaluate --output` wrote. Nothing is computed that a row does not hold, except the distance of
-draws to their nearest training images.
+ROWS is what `dimdata evaluate` or `compare` wrote with --output. Of its rows those are taken that are of this very
+generator, with levers or without, and those of the baselines on the same real data; rows of other generators, and of
+its first stages alone, are left out. Nothing is computed that a row does not hold, except the distance of draws to
+their nearest training images.
 """
 
 import argparse
 import json
+import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,12 +22,14 @@ import torch
 import dimdata.artifact as artifact
 from dimdata import latents, preview
 from dimdata.config import config_bytes, raw_config
+from dimdata.evaluate import fingerprint, fingerprint_of_real
 from dimdata.files import CONFIG, write_atomic
+from dimdata.generators.base import Generator
 from dimdata.hub.readme import save_with_card, write_card
 from dimdata.nearest import nearest_check
-from dimdata.real import load_real, subset
+from dimdata.real import RealData, load_real, subset
 from dimdata.report import markdown
-from dimdata.scores import SHIPPED, Results, Score, aggregate, read_rows
+from dimdata.scores import SHIPPED, Results, Row, Score, aggregate, read_rows
 
 ZOO = Path(artifact.__file__).parent / "zoo"
 README = ZOO.parent.parent / "README.md"
@@ -59,6 +65,18 @@ def note_gain(name: str, path: Path) -> None:
     write_atomic(ZOO / name / CONFIG, config_bytes(raw | {"provenance": provenance}))
 
 
+def rows_of(generator: Generator, real: RealData, rows: Iterable[Row]) -> list[Row]:
+    """Return the rows of a generator, with levers or without, and those of baselines on the same real data."""
+    own, real_source = fingerprint(generator), fingerprint_of_real(real)
+
+    def belongs(row: Row) -> bool:
+        if row.dataset != real.name:
+            return False
+        return own in (row.source, row.plain) if row.what == "generator" else row.source == real_source
+
+    return [row for row in rows if belongs(row)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", nargs="?")
@@ -84,7 +102,12 @@ def main() -> None:
     generator = artifact.load(arguments.folder)
     real = load_real(arguments.real, root=arguments.root)
     assert real.test is not None
-    rows = [row for path in arguments.rows for row in read_rows(path)]
+    given = [row for path in arguments.rows for row in read_rows(path)]
+    rows = rows_of(generator, real, given)
+    if len(rows) < len(given):
+        print(f"{len(given) - len(rows)} of {len(given)} rows are not of this generator or data, and are left out.")
+    if given and not any(row.what == "generator" for row in rows):
+        sys.exit(f"No row is of {arguments.folder} on {real.name}: evaluate it first, or name other --rows.")
     scores = [replace(s, name=arguments.name) if s.what == "generator" else s for s in aggregate(rows)]
     scores.sort(key=lambda s: (s.what != "generator", s.protocol, s.student, s.draw != "fresh", s.ipc or 0))
     provenance = dict(artifact.read_config(arguments.folder).provenance)

@@ -5,8 +5,9 @@
         --out levers.jsonl
 
 Students are trained on the plain draw and on each levered one, with the same seeds and recipe, and scored on the test
-set. Rows are kept in OUT, so a stopped call goes on; the table is printed in markdown at the end. `--try` takes other
-levers than the usual ones, as `dimdata train --levers` writes them.
+set. Rows are kept in OUT, so a stopped call goes on; the table is printed in markdown at the end. Stored are the
+generator and, where a lever asks for one, its teacher. `--try` takes other levers than the usual ones, as
+`dimdata train --levers` writes them.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from dimdata.engine import Engine, keep_freed_memory
 from dimdata.evaluate import evaluate
 from dimdata.levers import Levers, Teacher, apply
 from dimdata.real import load_real
-from dimdata.report import markdown_table, percent
+from dimdata.report import drawn, markdown_table, percent, size
 from dimdata.scores import Score
 
 USUAL = (
@@ -92,12 +93,14 @@ def main() -> None:
             percent(score.mean, score.std),
             f"{score.mean - plain.mean:+.2f}" if text else "",
             str(len(score.seeds)),
-            f"{score.images_seen * score.candidates:,}",
+            f"{drawn(score):,}",
+            size(score.stored_bytes),
             duration(score.seconds),
         )
         for text, score in zip(wanted, found, strict=True)
     ]
-    print(markdown_table(("levers", "accuracy %", "gain", "seeds", "images drawn", "training a student"), rows))
+    header = ("levers", "accuracy %", "gain", "seeds", "images drawn", "stored", "training a student")
+    print(markdown_table(header, rows))
 
 
 if __name__ == "__main__":

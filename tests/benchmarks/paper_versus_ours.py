@@ -10,7 +10,7 @@ and a student is trained on each and scored on the test set: the curves, drawn b
 The rate counts the real images of the batches that the generator itself is updated with, not those that networks of
 the pool are trained on. The target is a rate at least 20 times the published recipe's, at an accuracy not lower at the
 last mark; the exit code is 1 where it is missed (never with --toy). Everything finished is kept in the working folder,
-so that a stopped call goes on; choose another folder for other settings.
+so that a stopped call goes on; one with other settings is refused there.
 """
 
 import argparse
@@ -22,11 +22,12 @@ from typing import Any
 from dimdata import artifact
 from dimdata.distill.config import make_config
 from dimdata.distill.dim import DiM, DimConfig
-from dimdata.distill.plan import Plan
+from dimdata.distill.plan import Plan, compare
 from dimdata.distill.run import COMPILE_FROM_MINUTES, Run
 from dimdata.engine import Engine, keep_freed_memory
-from dimdata.errors import INTERRUPTED, RunError
+from dimdata.errors import INTERRUPTED, DimdataError, RunError
 from dimdata.evaluate import evaluate
+from dimdata.files import write_atomic
 from dimdata.real import RealData, load_real
 
 TARGET = 20.0
@@ -57,11 +58,8 @@ class Side:
     def distill(self, minutes: float, marks: int, engine: Engine) -> None:
         """Train until the last mark, keeping the generator at each."""
         path = self.folder / "run.json"
-        wanted = [(k, minutes * 60 * k / marks) for k in range(1, marks + 1) if not self.mark(k).exists()]
-        if not wanted:
-            return
         old = Plan.from_json(json.loads(path.read_text())) if path.is_file() else None
-        plan = old or Plan(
+        asked = Plan(
             method="dim",
             data=self.real.name,
             fingerprint=self.real.fingerprint,
@@ -70,6 +68,11 @@ class Side:
             steps=DiM.budget(self.config, self.real),
             minutes=minutes,
         )
+        self._refuse_another(old, asked, marks)
+        wanted = [(k, minutes * 60 * k / marks) for k in range(1, marks + 1) if not self.mark(k).exists()]
+        if not wanted:
+            return
+        plan = old or asked
         method = DiM(self.config, self.real, engine, 0, plan.steps)
 
         def progress(event: dict[str, Any]) -> None:
@@ -97,8 +100,41 @@ class Side:
         for number, _ in wanted:  # the schedule ended before the time did
             artifact.save(method.generator(), self.mark(number), provenance={"seconds": run.seconds})
 
+    def _refuse_another(self, old: Plan | None, asked: Plan, marks: int) -> None:
+        """Raise `RunError` if the folder holds a run of other data, settings, minutes or marks; else note the marks."""
+        path = self.folder / "marks.json"
+        times = {"minutes": asked.minutes, "marks": marks}
+        if old is None and not self.mark(1).exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, json.dumps(times).encode())
+            return
+        kept = json.loads(path.read_text()) if path.is_file() else None
+        if old is None or kept != times:
+            was = "unknown settings" if kept is None else f"--minutes {kept['minutes']:g} --marks {kept['marks']}"
+            raise RunError(f"{self.folder} holds a run of {was}.", "Choose another folder with --work.")
+        try:
+            compare(old, asked)
+        except RunError as error:
+            raise RunError(f"{self.folder}: {error.message}", "Choose another folder with --work.") from None
+
     def mark(self, number: int) -> Path:
         return self.folder / "marks" / str(number)
+
+    def pool_note(self) -> str:
+        """Say so where the pool was a single family: one network at a time, and fewer turns than it lives; else ''."""
+        if self.config.pool_policy != "fresh" or len(self.config.pool) < 2:
+            return ""
+        lines = map(json.loads, (self.folder / "metrics.jsonl").read_text().splitlines())
+        ends = {event["phase"]: event["step"] for event in lines}
+        turns = ends.get("match", 0) - ends.get("gan", 0) if "match" in ends else 0
+        size = self.config.match_batch_size or self.config.batch_size
+        life = self.config.pool_age or max(1, len(self.real.train) // size)
+        if turns > life:
+            return ""
+        return (
+            f"{self.name}: {turns:,} steps of matching, no more than the {life:,} that a network of the pool lives: "
+            f"of its {len(self.config.pool)} families {'one' if turns else 'none'} was seen."
+        )
 
     def rates(self) -> dict[str, float]:
         """Real images of the generator's own batches per second, by phase and over the run."""
@@ -228,6 +264,7 @@ def main() -> None:
         "minutes": arguments.minutes,
         "toy": arguments.toy,
         "sides": found,
+        "notes": [note for side in sides if (note := side.pool_note())],
         "ratio_of_rates": round(ratio, 2),
         "target": TARGET,
         "met": met,
@@ -237,8 +274,13 @@ def main() -> None:
     draw(report, arguments.out.with_suffix(".png"))
     print(f"rate: {ratio:.1f} times the published recipe's (target {TARGET:g})")
     print(f"accuracy after {arguments.minutes:g} minutes: ours {last['ours']:.2f}, published {last['paper']:.2f}")
+    for note in report["notes"]:
+        print(note)
     sys.exit(0 if met or arguments.toy else 1)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except DimdataError as error:
+        sys.exit(str(error))
