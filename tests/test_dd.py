@@ -144,6 +144,7 @@ def test_equal_runs_give_equal_files(tmp_path):
         {"start": "random", "networks": 2, "law": "orthogonal"},
         {"start": "random", "pretrain": {"on": "digits", "count": 2, "epochs": 1}},
         {"start": "random", "networks": 3, "epochs": 4, "window": 3},
+        {"start": "random", "calibrate": [1.0, 0.5]},
     ],
 )
 def test_a_resumed_run_goes_on_bit_by_bit(real, settings):
@@ -208,6 +209,20 @@ def test_windows_end_anywhere_from_their_own_length_on(real):
     take(method, 0, 1)
     moved = method.learned["sizes"].detach().ne(before)
     assert moved.tolist() == [end - 3 <= t < end for t in range(8)]
+
+
+def test_calibration_takes_step_sizes_back_from_the_edge(real):
+    scales = (1.0, 0.5, 0.01)
+    method = make(real, steps=4, start="random", networks=2, step_size=30.0, calibrate=scales, learn_images=False)
+    phases = method.phases()
+    assert [(phase.name, phase.steps) for phase in phases] == [("unroll", 3), ("calibrate", 1)]
+    before = method.sizes().detach().clone()
+    told = phases[1].step(0)
+    assert float(told["scale"]) == pytest.approx(0.01)
+    torch.testing.assert_close(method.sizes().detach(), 0.01 * before)
+    assert DD.default_steps(method.config) == method.config.default_steps + 1
+    calm = make(real, steps=4, start="random", networks=2, step_size=0.3, calibrate=scales)
+    assert float(calm.phases()[1].step(0)["scale"]) != pytest.approx(0.01)
 
 
 def test_soft_targets_move_and_hard_ones_do_not(real):

@@ -160,6 +160,17 @@ def test_ten_bundled_images_teach_what_their_card_says(name):
     assert abs(reached - said) < 2.5  # four deviations of a share of 1,000 images
 
 
+def test_a_hundred_bundled_images_teach_new_networks():
+    generator = load("dd-mnist-random")
+    assert generator.images == 100
+    images, labels = holdout(bundled()["dim-mnist"])
+    students = [train("lenet", generator, seed=seed).network for seed in range(3)]
+    assert not torch.equal(next(students[0].parameters()), next(students[1].parameters()))
+    reached = [100 * accuracy(s, images, labels, generator.spec.mean, generator.spec.std) for s in students]
+    (said,) = (s for s in read_config(bundled()["dd-mnist-random"]).scores if s["what"] == "generator")
+    assert abs(sum(reached) / 3 - said["mean"]) < 4  # networks differ by its deviation, and 1,000 images by 1.2 points
+
+
 def test_code_at_the_top_of_the_readme_runs():
     first = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert len(first[1].strip().splitlines()) <= 12

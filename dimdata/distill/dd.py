@@ -41,6 +41,7 @@ SIZES = "step_sizes"  # the recipe tensor of the learned step sizes
 
 _BATCHES = latents.stream("dd.batches")
 _ENDS = latents.stream("dd.ends")
+_JUDGES = 8  # steps' worth of networks and real images that a scale of the step sizes is tried on
 _PROBED = 8  # random starts
 _LEAST = 1e-4  # of a class's share of a soft label that learning goes on from
 _ROUNDING = 1e-5  # of images in [0, 1] that were normalised and back
@@ -86,6 +87,9 @@ class DDConfig(Record):
         network_clip: The gradient of one network is cut to so many times the median norm of a step's networks; 0 =
             never.
         clip: A gradient is cut to so many times its usual norm, as Adam's second moments tell it; 0 = never.
+        calibrate: Scales of all step sizes, tried once on new networks and real training images when all else is
+            learned; the one of the least loss is kept. Learned in windows, or by gradients that are cut, step sizes may
+            stand too near to divergence for some networks. Empty = as learned.
         default_steps: Steps of a run that names no budget.
     """
 
@@ -114,6 +118,7 @@ class DDConfig(Record):
     window: int = 0
     network_clip: float = 1.0
     clip: float = 3.0
+    calibrate: tuple[float, ...] = ()
     default_steps: int = 5_000
 
     def check(self) -> None:
@@ -131,6 +136,8 @@ class DDConfig(Record):
         steps = self.inner_steps * self.epochs
         require(0 <= self.window <= steps, f"config.window is {self.window}; 0 to {steps} are steps of the training.")
         require(self.network_clip >= 0, f"config.network_clip is {self.network_clip}; it must not be negative.")
+        scales = self.calibrate
+        require(all(0 < scale <= 10 for scale in scales), f"config.calibrate is {scales}; scales are in (0, 10].")
         require(self.clip >= 0, f"config.clip is {self.clip}; it must not be negative.")
         require(
             self.start == "random" or self.networks == 1,
@@ -238,12 +245,12 @@ class DD(Method):
 
     @classmethod
     def default_steps(cls, config: Record) -> int:
-        """Return the configured number of steps of the unrolled training, and one for each network trained first."""
+        """Return the configured number of steps of the unrolled training, and those of the phases around it."""
         assert isinstance(config, DDConfig)
-        return config.default_steps + config.pretrain.networks(config.start)
+        return config.default_steps + config.pretrain.networks(config.start) + bool(config.calibrate)
 
     def phases(self) -> tuple[Phase, ...]:
-        """Return the training of networks that are trained first, one a step, and the unrolled training.
+        """Return the training of networks that are trained first, one a step, the unrolled training, and calibration.
 
         Raises:
             DimdataError: If there is nothing of what the images are to begin as, or it does not fit.
@@ -251,12 +258,19 @@ class DD(Method):
         self._begin()
         starts, images = self.starts, self.config.batch_size
         first = len(starts.trainees)
-        if not first:
-            return (Phase("unroll", self.steps, self._take_step, images),)
-        return (
-            Phase("pretrain", first, starts.train_one, starts.images, part=starts.part, ready=starts.ready, fixed=True),
-            Phase("unroll", max(1, self.steps - first), self._take_step, images, part=self._part),
-        )
+        part = self._part if first else None
+        found = [Phase("unroll", self._unrolled(), self._take_step, images, part=part)]
+        if first:
+            ready = starts.ready
+            train = Phase("pretrain", first, starts.train_one, starts.images, part=starts.part, ready=ready, fixed=True)
+            found.insert(0, train)
+        if self.config.calibrate:
+            found.append(Phase("calibrate", 1, self._calibrate, _JUDGES * images, fixed=True))
+        return tuple(found)
+
+    def _unrolled(self) -> int:
+        """Return how many of the steps unroll a training."""
+        return max(1, self.steps - len(self.starts.trainees) - bool(self.config.calibrate))
 
     def normalise(self, images: Tensor) -> Tensor:
         """Bring images `[N, C, H, W]` from [0, 1] to zero mean and unit deviation."""
@@ -314,7 +328,7 @@ class DD(Method):
         if self.config.soft:
             targets.backward(found.targets)  # type: ignore[no-untyped-call]
         taken.backward(found.sizes)  # type: ignore[no-untyped-call]
-        share = (1 + math.cos(math.pi * min(1.0, step / (self.steps - len(self.starts.trainees))))) / 2
+        share = (1 + math.cos(math.pi * min(1.0, step / self._unrolled()))) / 2
         share = self.config.lr_end + (1 - self.config.lr_end) * share
         if step < self.config.warmup:
             share *= (step + 1) / self.config.warmup
@@ -324,6 +338,27 @@ class DD(Method):
                 self._cut(group["params"][0], group["betas"][1])
         self.optimizer.step()
         return {"loss": found.loss, "step size": sizes.detach().mean()}
+
+    def _calibrate(self, step: int) -> Losses:
+        """Keep the scale of the step sizes after which new networks have the least loss; see `DDConfig.calibrate`."""
+        images, targets, sizes = self.learned["images"].detach(), self.targets().detach(), self.sizes().detach()
+        lots = range(self._unrolled(), self._unrolled() + _JUDGES)
+        losses = []
+        with self.engine.exact():
+            for scale in self.config.calibrate:
+                each = []
+                for lot in lots:
+                    real, labels = self.batches.at(lot)
+                    weights = self.starts.weights(lot, self.config.networks)
+                    last = self.unroll.trajectory(weights, images, targets, scale * sizes)[-1]
+                    each.append(self.unroll.losses(last, self.normalise(real), self.objective.labels(labels)))
+                found = torch.cat(each)
+                losses.append(torch.where(found.isfinite(), found, found.new_full((), math.inf)).mean())
+        best = int(torch.stack(losses).argmin())
+        with torch.no_grad():
+            self.learned["sizes"].copy_(_before_softplus(self.config.calibrate[best] * sizes))
+        least = losses[best].nan_to_num(posinf=torch.finfo(torch.float32).max)
+        return {"loss": least, "scale": torch.tensor(self.config.calibrate[best])}
 
     def _end(self, step: int) -> int:
         """Return how many steps of the training are taken before it is judged."""
