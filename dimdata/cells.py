@@ -133,14 +133,22 @@ def _seeds(seeds: Seeds | Mapping[int, Seeds], ipc: int | None) -> list[int]:
 
 
 def _draws(generator: Generator, draws: str | Sequence[str]) -> list[Draw]:
+    names = check_draws(draws)
+    return names if generator.images is None else ["fixed"]
+
+
+def check_draws(draws: str | Sequence[str]) -> list[Draw]:
+    """Return the draws that are named, in the usual order.
+
+    Raises:
+        ArgumentError: If there are none, or others than `fresh` and `fixed`.
+    """
     names = [draws] if isinstance(draws, str) else list(draws)
     if not names:
         raise ArgumentError("No draw is given.", "Use fresh, fixed, or both.")
     for name in names:
         if name not in DRAWS:
             raise ArgumentError(f"{name!r:.40} is no draw.", "Use fresh, fixed, or both.")
-    if generator.images is not None:
-        return ["fixed"]
     return [draw for draw in DRAWS if draw in names]  # type: ignore[misc]
 
 

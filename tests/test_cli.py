@@ -430,6 +430,9 @@ def assert_refused(shown: Result, words: str, code: int = 2) -> None:
         (["evaluate", "GENERATOR", "--ipc", "1,1.5"], "whole numbers from 1"),
         (["evaluate", "GENERATOR", "--student", "lenett"], "Did you mean lenet"),
         (["evaluate", "GENERATOR", "--real", "digits"], "the generator draws (1, 28, 28)"),
+        (["evaluate", "GENERATOR", "--real", "./absent", "--draw", ","], "No draw is given."),  # before data is read
+        (["evaluate", "GENERATOR", "--real", "./absent", "--baselines", "al"], "no baseline called 'al'"),
+        (["compare", "GENERATOR", "--real", "./absent", "--draw", "frehs"], "'frehs' is no draw."),
         (["preview", "GENERATOR", "--rows", "0"], "0 rows were asked for"),
         (["preview", "GENERATOR", "-o", "no/such/folder.png"], "There is no folder"),
         (["distill", "mnits"], "Did you mean mnist?"),

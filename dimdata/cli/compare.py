@@ -69,6 +69,7 @@ def run(
         output.require_place(plot, "cross.png")
     from dimdata import load
     from dimdata.artifact import bundled
+    from dimdata.cells import check_draws
     from dimdata.cross import columns, cross_architecture, cross_notes, grid
     from dimdata.engine import Engine, keep_freed_memory
     from dimdata.evaluate import evaluate
@@ -80,7 +81,7 @@ def run(
     if plot is not None:
         require_plots(plot)
     rule = find_protocol(protocol)
-    students = [user_student(word) for word in dict.fromkeys(wanted)]
+    students, draws = [user_student(word) for word in dict.fromkeys(wanted)], check_draws(words(draw))
     keep_freed_memory()
     # All that can be refused is refused before the first student is trained.
     jobs = []
@@ -111,7 +112,7 @@ def run(
             generator,
             ipc=budgets,
             students=fitting,
-            draws=words(draw),
+            draws=draws,
             seeds=seeds,
             real=data,
             epochs=epochs,

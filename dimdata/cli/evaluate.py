@@ -79,6 +79,7 @@ def run(
         )
     counts, students = None if ipc is None else images_per_class(ipc), words(student or "")
     from dimdata import load
+    from dimdata.cells import check_baselines, check_draws
     from dimdata.engine import Engine, keep_freed_memory
     from dimdata.evaluate import evaluate
     from dimdata.hub.readme import add_scores, require_refreshable
@@ -91,13 +92,15 @@ def run(
 
     if plot is not None:
         require_plots(plot)
-    chosen = [user_student(word) for word in students]  # before a dataset is downloaded
+    # What can be refused is refused before a dataset is downloaded.
+    chosen, draws = [user_student(word) for word in students], check_draws(words(draw))
+    against_real = check_baselines([] if baselines == "none" else words(baselines))
     weights = require_refreshable(name) if update_card else ""
     keep_freed_memory()
     generator = options.levered(load(name), levers, teacher)
     if by_stage:
         require_stages(generator.view(stage=stage), find_protocol(protocol))
-    elif plot is not None and epochs is not None and generator.images is None and "fixed" not in words(draw):
+    elif plot is not None and epochs is not None and generator.images is None and "fixed" not in draws:
         raise ArgumentError(
             "Under --epochs a fresh draw has no figures at a number of images per class to plot.",
             "Leave out one of the two.",
@@ -113,12 +116,12 @@ def run(
         ipc=counts,
         stage=stage,
         students=chosen or None,
-        draws=words(draw),
+        draws=draws,
         seeds=seeds,
         real=against.real_data(generator, real, root),
         epochs=epochs,
         protocol=protocol,
-        baselines=[] if baselines == "none" else words(baselines),
+        baselines=against_real,
         engine=Engine.of(device, precision, compile),
         output=out,
         on_row=on_row,

@@ -14,13 +14,14 @@ so that a stopped call goes on; one with other settings is refused there.
 """
 
 import argparse
+import copy
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from dimdata import artifact
-from dimdata.distill.config import make_config
+from dimdata.distill.config import make_config, merge, parse_setting
 from dimdata.distill.dim import DiM, DimConfig
 from dimdata.distill.plan import Plan, compare
 from dimdata.distill.run import COMPILE_FROM_MINUTES, Run
@@ -217,6 +218,7 @@ def main() -> None:
     parser.add_argument("data")
     parser.add_argument("--root")
     parser.add_argument("--ours", help="our preset [default: dim-DATA]")
+    parser.add_argument("--set", dest="settings", action="append", default=[], help="a setting of ours, NAME=VALUE")
     parser.add_argument("--recipe", help="preset whose recipe trains the students of both [default: ours]")
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--marks", type=int, default=6)
@@ -238,15 +240,19 @@ def main() -> None:
     real = load_real(arguments.data, root=arguments.root)
     ours = arguments.ours or ("dim-mnist" if arguments.toy else f"dim-{real.name}")
     arguments.recipe = arguments.recipe or ours
-    toy = TOY if arguments.toy else {"ours": {}, "paper": {}}
+    settings = copy.deepcopy(TOY) if arguments.toy else {"ours": {}, "paper": {}}
+    for text in arguments.settings:
+        settings["ours"] = merge(settings["ours"], parse_setting(text))
     sides = [
-        Side(name, preset, toy[name], real, arguments.work) for name, preset in (("ours", ours), ("paper", "paper"))
+        Side(name, preset, settings[name], real, arguments.work)
+        for name, preset in (("ours", ours), ("paper", "paper"))
     ]
     for side in sides:
         side.distill(arguments.minutes, arguments.marks, engine)
     found = {
         side.name: {
             "preset": side.preset,
+            "settings": side.settings,
             "real_images_per_second": side.rates(),
             "curve": side.score(arguments.marks, arguments, engine),
         }
