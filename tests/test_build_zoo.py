@@ -26,12 +26,17 @@ FEW = Recipe(legs=(Leg(epochs=1, batch_size=20, lr=0.05),))
 
 
 @pytest.fixture
-def rows_of(monkeypatch: pytest.MonkeyPatch) -> Any:
+def zoo(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.delitem(sys.modules, "build_zoo", raising=False)
     import build_zoo
 
-    return build_zoo.rows_of
+    return build_zoo
+
+
+@pytest.fixture
+def rows_of(zoo: Any) -> Any:
+    return zoo.rows_of
 
 
 @pytest.fixture(scope="module")
@@ -77,3 +82,15 @@ def test_rows_of_the_first_stages_are_none_of_the_whole(rows_of: Any, real: Real
     assert len(read_rows(path)) == 2
     (row,) = rows_of(staged, real, read_rows(path))
     assert row.images == 20
+
+
+def test_the_readme_says_what_the_zoo_scored(zoo: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    readme, picture = tmp_path / "README.md", tmp_path / "compare.png"
+    text = zoo.README.read_text(encoding="utf-8")
+    readme.write_text(zoo.filled(zoo.filled(text, "generators", "| old |"), "compare", "| older |"), encoding="utf-8")
+    assert readme.read_text(encoding="utf-8") != text
+    monkeypatch.setattr(zoo, "README", readme)
+    monkeypatch.setattr(zoo, "PICTURE", picture)
+    zoo.refresh_readme()
+    assert readme.read_text(encoding="utf-8") == text, "run tests/benchmarks/build_zoo.py --cards"
+    assert picture.stat().st_size > 1000

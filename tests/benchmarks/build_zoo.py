@@ -22,23 +22,25 @@ import torch
 import dimdata.artifact as artifact
 from dimdata import latents, preview
 from dimdata.config import config_bytes, raw_config
+from dimdata.cross import by_size, cross_architecture
 from dimdata.evaluate import fingerprint, fingerprint_of_real
 from dimdata.files import CONFIG, write_atomic
 from dimdata.generators.base import Generator
 from dimdata.hub.readme import save_with_card, write_card
 from dimdata.nearest import nearest_check
+from dimdata.plots import cross_plot
 from dimdata.real import RealData, load_real, subset
 from dimdata.report import markdown
 from dimdata.scores import SHIPPED, Results, Row, Score, aggregate, read_rows
 
 ZOO = Path(artifact.__file__).parent / "zoo"
 README = ZOO.parent.parent / "README.md"
-BEGIN, END = "<!-- generators: begin", "<!-- generators: end -->"
+PICTURE = README.parent / "examples" / "compare.png"
 HOLDOUT_PER_CLASS = 100
 
 
 def refresh_readme() -> None:
-    """Rewrite the table of bundled generators from the scores in the zoo."""
+    """Rewrite what the README and its picture say of the bundled generators, from the scores in the zoo."""
     scores = []
     for name, folder in artifact.bundled().items():
         config = artifact.read_config(folder)
@@ -46,10 +48,20 @@ def refresh_readme() -> None:
         scores += [score for score in found if score.what == "generator"]
         print(f"{name}: {config.weights.bytes:,} bytes of weights")
     text = README.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN, 1)
-    head, after = rest.split(END, 1)
+    first = {score.name: score.student for score in reversed(scores)}  # the others stand in the second table
+    text = filled(text, "generators", markdown([score for score in scores if score.student == first[score.name]]))
+    compared = [score for score in scores if score.draw == "fresh" and score.ipc == 10 and not score.levers]
+    text = filled(text, "compare", cross_architecture(compared))
+    README.write_text(text, encoding="utf-8")
+    cross_plot(compared, PICTURE)
+
+
+def filled(text: str, block: str, table: str) -> str:
+    """Return a text with a table in the place between two comments, `<!-- BLOCK: begin ... -->` and its end."""
+    before, rest = text.split(f"<!-- {block}: begin", 1)
+    head, after = rest.split(f"<!-- {block}: end -->", 1)
     comment = head.partition("\n")[0]
-    README.write_text(f"{before}{BEGIN}{comment}\n{markdown(scores).strip()}\n{END}{after}", encoding="utf-8")
+    return f"{before}<!-- {block}: begin{comment}\n{table.strip()}\n<!-- {block}: end -->{after}"
 
 
 def refresh_cards() -> None:
@@ -109,7 +121,10 @@ def main() -> None:
     if given and not any(row.what == "generator" for row in rows):
         sys.exit(f"No row is of {arguments.folder} on {real.name}: evaluate it first, or name other --rows.")
     scores = [replace(s, name=arguments.name) if s.what == "generator" else s for s in aggregate(rows)]
-    scores.sort(key=lambda s: (s.what != "generator", s.protocol, s.student, s.draw != "fresh", s.ipc or 0))
+    students = by_size(score.student for score in scores)
+    scores.sort(
+        key=lambda s: (s.what != "generator", s.protocol, students.index(s.student), s.draw != "fresh", s.ipc or 0)
+    )
     provenance = dict(artifact.read_config(arguments.folder).provenance)
     order = latents.permutation(latents.stream("zoo.nearest"), len(real.test.labels))[:1000]
     held_out = real.test.images[order]
