@@ -200,14 +200,18 @@ class _Watch:
 
     def __init__(self, report: output.Report) -> None:
         self.report = report
-        self.start = self.shown = time.monotonic()
+        self.shown = time.monotonic()
+        self.first: tuple[int, float] | None = None  # when which step was over; it may have compiled, and tells no rate
         self.done = 0
 
     def __call__(self, done: int, total: int, loss: Tensor) -> None:
         self.done = done
         now = time.monotonic()
+        self.first = self.first or (done, now)
         if now - self.shown >= 1 or done == total:
             self.shown = now
-            left = (now - self.start) / done * (total - done)
-            losses = {"loss": float(loss)}
-            self.report({"phase": "train", "step": done, "steps": total, "eta_seconds": left, "losses": losses})
+            event = {"phase": "train", "step": done, "steps": total, "losses": {"loss": float(loss)}}
+            first, since = self.first
+            if done > first:
+                event["eta_seconds"] = (now - since) / (done - first) * (total - done)
+            self.report(event)
