@@ -44,12 +44,12 @@ def refresh_readme() -> None:
     scores = []
     for name, folder in artifact.bundled().items():
         config = artifact.read_config(folder)
-        found = [Score.from_json(score, keep_unknown=True) for score in config.scores]
-        scores += [score for score in found if score.what == "generator"]
+        scores += [Score.from_json(score, keep_unknown=True) for score in config.scores]
         print(f"{name}: {config.weights.bytes:,} bytes of weights")
     text = README.read_text(encoding="utf-8")
-    first = {score.name: score.student for score in reversed(scores)}  # the others stand in the second table
-    text = filled(text, "generators", markdown([score for score in scores if score.student == first[score.name]]))
+    own = [score for score in scores if score.what == "generator"]
+    first = {score.name: score.student for score in reversed(own)}  # the others stand in the second table
+    text = filled(text, "generators", markdown([score for score in own if score.student == first[score.name]]))
     compared = [score for score in scores if score.draw == "fresh" and score.ipc == 10 and not score.levers]
     text = filled(text, "compare", cross_architecture(compared))
     README.write_text(text, encoding="utf-8")
