@@ -34,7 +34,7 @@ from dimdata.report import markdown
 from dimdata.scores import SHIPPED, Results, Row, Score, aggregate, read_rows
 
 ZOO = Path(artifact.__file__).parent / "zoo"
-README = ZOO.parent.parent / "README.md"
+README = Path(__file__).parents[2] / "README.md"
 PICTURE = README.parent / "examples" / "compare.png"
 HOLDOUT_PER_CLASS = 100
 
