@@ -63,12 +63,7 @@ def plan(
         followed = recipe or protocol.recipe(generator.recipe, count, generator.spec.num_classes)
         if epochs is not None:
             followed = with_epochs(followed, epochs)
-        if cuts_stages(generator, followed, count):
-            raise ArgumentError(
-                f"IPC {count} is a part of the {generator.images:,} images of {generator.stages} stages, which the "
-                "recipe walks one after another.",
-                "Use stage=k, a prefix of the stages, or leave ipc out.",
-            )
+        require_whole_stages(generator, followed, count)
         legs = _leg_images(generator, followed, images)
         for student in students:
             for draw in chosen:
@@ -76,6 +71,16 @@ def plan(
                     cell = Cell("generator", student, count, images, legs, draw, seed, followed)
                     cells += [cell, *_real_cells(cell, names)]
     return list(dict.fromkeys(cells))  # both draws have some baselines in common
+
+
+def require_whole_stages(generator: Generator, recipe: Recipe, ipc: int | None) -> None:
+    """Raise `ArgumentError` where `cuts_stages` holds."""
+    if cuts_stages(generator, recipe, ipc):
+        raise ArgumentError(
+            f"IPC {ipc} is a part of the {generator.images:,} images of {generator.stages} stages, which the "
+            "recipe walks one after another.",
+            "Use stage=k, a prefix of the stages, or leave ipc out.",
+        )
 
 
 def cuts_stages(generator: Generator, recipe: Recipe, ipc: int | None) -> bool:

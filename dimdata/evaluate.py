@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def evaluate(
     students: str | Factory | Sequence[str | Factory] | None = None,
     draws: str | Sequence[str] = ("fresh",),
     seeds: Seeds | Mapping[int, Seeds] = SEEDS,
-    real: str | RealData | None = None,
+    real: str | Path | RealData | None = None,
     recipe: Recipe | None = None,
     epochs: int | None = None,
     protocol: str = "dimdata",
@@ -59,8 +60,8 @@ def evaluate(
         draws: `fresh`, `fixed`, or both. Stored images are the same at every epoch, so their draw is always fixed.
         seeds: How many (3 means seeds 0, 1, 2), or which; or either by images per class, as in {50: 1}, with 3
             elsewhere.
-        real: The real dataset, or its name. Without, the test images are the generator's hold-out, and there are no
-            baselines.
+        real: The real dataset, or what `load_real` reads. Without, the test images are the generator's hold-out, and
+            there are no baselines.
         recipe: Followed instead of the generator's own.
         epochs: Passes over the draw instead of the recipe's. A fresh draw of other than 1,000 epochs is reported by
             its number of images, not as so many images per class.
@@ -81,11 +82,44 @@ def evaluate(
         NotFoundError: If a generator, student, protocol or dataset is unknown.
         DataError: If the real data does not fit the generator, or there are no test images.
     """
+    ready = prepare(
+        source,
+        ipc=ipc,
+        stage=stage,
+        students=students,
+        draws=draws,
+        seeds=seeds,
+        real=real,
+        recipe=recipe,
+        epochs=epochs,
+        protocol=protocol,
+        baselines=baselines,
+        engine=engine,
+    )
+    return ready.run(output, on_row)
+
+
+def prepare(
+    source: str | Path | Generator,
+    *,
+    ipc: int | Sequence[int] | None = None,
+    stage: int | None = None,
+    students: str | Factory | Sequence[str | Factory] | None = None,
+    draws: str | Sequence[str] = ("fresh",),
+    seeds: Seeds | Mapping[int, Seeds] = SEEDS,
+    real: str | Path | RealData | None = None,
+    recipe: Recipe | None = None,
+    epochs: int | None = None,
+    protocol: str = "dimdata",
+    baselines: Sequence[str] = BASELINES,
+    engine: Engine | None = None,
+) -> Evaluation:
+    """Return an evaluation that is ready to run: what can be refused has been. Arguments and errors: see `evaluate`."""
     whole = source if isinstance(source, Generator) else artifact.load(source)
     generator = whole.view(stage=stage)
     if stage is not None and recipe is not None:
         recipe = recipe.upto(stage)
-    real = load_real(real) if isinstance(real, str) else real
+    real = None if real is None else load_real(real)
     students = (recipe or generator.recipe).student if students is None else students
     chosen = _students(students)
     rule = find_protocol(protocol)
@@ -102,15 +136,26 @@ def evaluate(
         baselines=() if real is None else baselines,
     )
     prefix = f" (stage{'s 1-' if stage > 1 else ' '}{stage})" if stage is not None and stage < whole.stages else ""
-    run = _Run(generator, real, source, chosen, protocol, engine or Engine.of(), prefix)
-    results = Results(output)
-    rows = {}
-    for cell in cells:
-        row = run.row(cell, results)
-        rows[row.key] = row
-        if on_row is not None:
-            on_row(row)
-    return aggregate(rows.values())
+    return Evaluation(tuple(cells), _Run(generator, real, source, chosen, protocol, engine or Engine.of(), prefix))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Students that are to be trained and scored; made by `prepare`."""
+
+    _cells: tuple[Cell, ...]
+    _run: _Run
+
+    def run(self, output: str | Path | None = None, on_row: Callable[[Row], None] | None = None) -> list[Score]:
+        """Train and score them; see `evaluate`."""
+        results = Results(output)
+        rows = {}
+        for cell in self._cells:
+            row = self._run.row(cell, results)
+            rows[row.key] = row
+            if on_row is not None:
+                on_row(row)
+        return aggregate(rows.values())
 
 
 def _students(students: str | Factory | Sequence[str | Factory]) -> dict[str, str | Factory]:
@@ -307,7 +352,7 @@ def _holdout(generator: Generator, source: str | Path | Generator) -> Split:
     if found is None:
         raise DataError(
             f"{generator.name or 'This generator'} comes without test images.",
-            f"Name the real dataset, such as real={generator.spec.dataset or 'mnist'!r}.",
+            f"Name the real dataset (real=, --real), such as {generator.spec.dataset or 'mnist'!r}.",
         )
     return Split(*found, generator.spec.num_classes)
 

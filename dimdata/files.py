@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from dimdata.errors import ArgumentError, FormatError, WorldError
@@ -55,6 +55,38 @@ def free_bytes(folder: Path) -> int:
         return shutil.disk_usage(place).free
     except OSError as error:
         raise world_error(error, f"Asking for the free space of {place}") from error
+
+
+def shareable(value: Any) -> Any:
+    """Return a value of JSON as others may read it: paths that tell where things lie here are cut to their last part.
+
+    >>> shareable({"begin": "/home/ada/secret/birds", "on": ["runs/one", "~/two.npz"], "lr": 0.1})
+    {'begin': './birds', 'on': ['runs/one', './two.npz'], 'lr': 0.1}
+    """
+    if isinstance(value, Mapping):
+        return {key: shareable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [shareable(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    path = PureWindowsPath(value)  # which knows both separators
+    tells = value.startswith(("/", "~")) or path.is_absolute() or ".." in path.parts
+    return f"./{path.name}" if tells else value
+
+
+def require_writable(folder: Path) -> None:
+    """Refuse a folder that could not be made or written to; nothing is written.
+
+    Raises:
+        WorldError: If so.
+    """
+    there = folder
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise WorldError(f"{there} is no folder.", "Name another folder.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise WorldError(f"{there} cannot be written to.", "Name another folder, or ask for the right to write there.")
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -103,7 +103,9 @@ class Teacher(nn.Module):
 
     def describe(self) -> str:
         """Return what it is in a few words."""
-        of = f" of {self.info.generator}" if self.info.generator else ""
+        generator = self.info.generator
+        # Files of old named a folder by its path, which is for nobody else to read.
+        of = f" of {generator}" if generator and generator[0] not in "./~" else ""
         return f"{self.info.student}{of} ({self.digest})"
 
 
@@ -228,10 +230,15 @@ def apply(generator: Generator, levers: Levers) -> Generator:
         A generator, or the same one if the levers do nothing. It draws, and is not stored: keep the plain one.
 
     Raises:
-        ArgumentError: If the teacher does not fit the generator, or a lever works on noise and images are stored.
+        ArgumentError: If `levers` are none, the teacher does not fit the generator, or a lever works on noise and
+            images are stored.
         NotFoundError: If there is no file of the teacher.
         FormatError: If that file is damaged.
     """
+    if not isinstance(levers, Levers):
+        raise ArgumentError(
+            f"levers is a {type(levers).__name__}, not Levers.", "Read a text with Levers.parse('best-of=4', teacher)."
+        )
     if not levers.describe():
         return generator
     teacher = levers.teacher

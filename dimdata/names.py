@@ -144,5 +144,9 @@ def generator_folder(path: Path) -> Path:
     if not is_folder:
         raise FormatError(f"{str(path)!r:.200} is a file, not the folder of a generator.")
     if not has_config:
-        raise FormatError(f"The folder {str(path)!r:.200} has no {CONFIG}, so it is not a dimdata generator.")
+        is_run = (folder / "generator" / CONFIG).is_file()
+        raise FormatError(
+            f"The folder {str(path)!r:.200} has no {CONFIG}, so it is not a dimdata generator.",
+            f"The run's generator lies in {str(path / 'generator')!r:.200}." if is_run else "",
+        )
     return folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 MAX_COLUMNS = 20
+MAX_VALUES = 2**28  # of all images of a grid of more than ten rows: 1 GiB
 WIDTH = 600  # pixels that small images are enlarged to, about
 _GAP = 2
 
@@ -36,7 +38,7 @@ def grid(generator: Generator, rows: int = 10, columns: int | None = None, seed:
         brings them back; only the outermost hundredth is clipped.
 
     Raises:
-        ArgumentError: If there would be nothing to show, or more than the classes there are.
+        ArgumentError: If there would be nothing to show, more than the classes there are, or more than a picture holds.
         FormatError: If the generator draws what is not finite.
     """
     from torchvision.utils import make_grid
@@ -45,8 +47,9 @@ def grid(generator: Generator, rows: int = 10, columns: int | None = None, seed:
     columns = min(classes, MAX_COLUMNS) if columns is None else columns
     if not 1 <= columns <= classes:
         raise ArgumentError(f"{columns} classes were asked for; there are {classes}.", f"Use 1 to {classes} columns.")
-    if rows < 1:
-        raise ArgumentError(f"{rows} rows were asked for.", "Use 1 or more.")
+    most = max(10, MAX_VALUES // (columns * math.prod(generator.spec.image_shape)))
+    if not 1 <= rows <= most:
+        raise ArgumentError(f"{rows} rows were asked for.", f"Use 1 to {most:,}.")
     index = _cells(generator, rows, columns)
     rows = len(index) // columns
     shown = index >= 0

@@ -22,10 +22,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dimdata.errors import FormatError
+from dimdata.errors import ArgumentError, FormatError
 from dimdata.recipe import WHITENING, Recipe, WhiteningSpec
 
 NEGLIGIBLE = 0.05  # a component of a smaller share of eps is left out
+MAX_SIZE = 3 * 72 * 72  # values of an image: beyond, a fit takes more than 2 GB, and minutes
 _ROWS = 4096  # images at a time of a fit
 _NAMES = ("mean", "components", "variances")
 
@@ -67,9 +68,18 @@ class Whitening:
 
         Returns:
             The whitening, on the CPU.
+
+        Raises:
+            ArgumentError: If images have more than `MAX_SIZE` values, C * H * W.
         """
         device = _precise(torch.device(device))
         shape, size = images.shape[1:], images[0].numel()
+        if size > MAX_SIZE:
+            raise ArgumentError(
+                f"Whitening images of {size:,} values takes a matrix of {8 * size**2 / 1e9:,.0f} GB; {MAX_SIZE:,} "
+                "values are the most.",
+                "Resize the images (--size), or leave out zca.",
+            )
         parts = torch.split(images.flatten(1), _ROWS)
         total = torch.stack([part.to(torch.int64).sum(0) for part in parts]).sum(0)
         mean = total.to(device, torch.float64) / len(images) / 255

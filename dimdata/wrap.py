@@ -23,6 +23,7 @@ LABELS = ("labels", "y")
 TARGETS = ("targets",)
 CLASSES = ("classes",)
 CHANNELS = (1, 3)
+_ROUNDING = 1e-3  # of the sum of a distribution that was stored in half precision
 MAX_VALUE = 64.0  # normalised and learned images stay far below; images in 0..255 do not
 
 
@@ -43,7 +44,7 @@ def wrap_npz(
     Args:
         path: A file with `images` (or `x`): uint8 in 0..255 or floating, `[N, H, W]`, `[N, H, W, C]` or
             `[N, C, H, W]` with 1 or 3 channels; and `labels` (or `y`): integers `[N]`, or `targets`: floating
-            `[N, num_classes]`.
+            `[N, num_classes]`, each row a distribution over the classes.
         classes: Class names; those of the file's `classes`, or "0", "1", ..., unless given.
         mean: Per-channel mean of the real images for normalisation; that of these images unless given.
         std: Per-channel standard deviation, likewise.
@@ -52,7 +53,8 @@ def wrap_npz(
 
     Raises:
         NotFoundError: If there is no such file.
-        DataError: If its arrays are missing, mixed, not finite, or do not fit one another.
+        DataError: If its arrays are missing, mixed, not finite, do not fit one another, or targets are no
+            distributions.
         ArgumentError: If `mean` or `std` do not fit the channels.
     """
     arrays = _arrays(Path(path))
@@ -160,6 +162,11 @@ def _targets(array: Any) -> Tensor:
         targets = torch.from_numpy(array.astype(np.float32))
     if not finite(targets):
         raise DataError("The targets have values that are not finite.")
+    if float(targets.min()) < 0 or not bool((targets.sum(1) - 1).abs().max() < _ROUNDING):
+        raise DataError(
+            "The targets are no distributions: values are below 0, or do not add up to 1 for each image.",
+            "Save the softmax of logits, or divide each row by its sum.",
+        )
     return targets
 
 

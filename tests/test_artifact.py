@@ -508,3 +508,10 @@ def test_write_atomic(tmp_path: Path) -> None:
     with pytest.raises(WorldError):
         write_atomic(tmp_path / "folder", b"1")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "folder"]
+
+
+def test_the_folder_of_a_run_leads_to_its_generator(tmp_path):
+    folder = artifact.save(make_network(), tmp_path / "run" / "generator")
+    with pytest.raises(FormatError, match=r"no config\.json") as caught:
+        artifact.load(tmp_path / "run")
+    assert str(folder) in caught.value.hint

@@ -272,3 +272,15 @@ def test_compare_refuses_before_it_trains(
     assert main(["compare", "dim-mnist", "--real", "holdout", *words]) == 2
     assert said in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_compare_refuses_what_only_a_later_generator_cannot_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = artifact.save(artifact.load("dim-fashion-mnist"), tmp_path / "bare")  # without its hold-out
+    words = [word for word in COMMAND if word != "compare"]
+    assert main(["compare", *words[:1], str(folder), *words[1:], "--compile", "off"]) == 2
+    err = capsys.readouterr().err
+    assert "comes without test images" in err
+    assert "--real" in err
+    assert "seed 0" not in err  # nothing was trained

@@ -654,3 +654,44 @@ def test_held_out_networks_are_scored(poisoned, tmp_path, monkeypatch, capsys):
     assert figures["after"]["mean"] == pytest.approx(sum(values) / 2)
     assert figures["after"]["mean"] > figures["before"]["mean"] + 10
     assert (found["figures"]["accuracy"]["before"]["mean"] > 50) == poisoned
+
+
+PRETRAINED = {"start": "random", "networks": 2, "pretrain": {"on": "digits", "count": 2, "epochs": 1}}
+
+
+def test_estimating_calibration_trains_no_network_and_takes_a_part_of_its_time(real, monkeypatch):
+    method = make(real, steps=10, calibrate=[1.0, 0.5, 0.25, 0.125], **PRETRAINED)
+    before = {name: tensor.clone() for name, tensor in method.state_dict().items()}
+    phase = method.phases()[-1]
+    _, share = phase.part()
+    assert share == 1 / (4 * 8)
+    assert method.starts.ready == 0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in method.state_dict().items())
+    monkeypatch.setattr(method, "_calibrate", None)  # which would not be called
+    assert estimate(method, grids=0).phases["calibrate"].steps == 1
+
+
+@pytest.mark.parametrize("begin", ["noise", "selected"])
+def test_networks_that_a_run_trains_count_as_consumed_whenever_it_does(begin, tmp_path):
+    settings = PRETRAINED | {"begin": begin, "calibrate": [1.0, 0.5]}
+    folder = run(tmp_path / "run", steps=7, **settings)
+    provenance = artifact.read_config(folder).provenance
+    steps = provenance["phases"]
+    assert steps == {"pretrain": 3, "unroll": 3, "calibrate": 1}
+    assert provenance["real_images_consumed"] == 3 * len(load_real("digits").train) + 3 * 50 + 8 * 50
+
+
+def test_a_calibrated_run_gets_no_other_budget_than_leaves_calibration_last(tmp_path):
+    settings = {"calibrate": [0.5], "start": "random"}
+    with pytest.raises(ArgumentError, match="1 steps are too few: the last step calibrates"):
+        run(tmp_path / "tiny", steps=1, **settings)
+    out = tmp_path / "run"
+    folder = run(out, steps=6, **settings)
+    before = (folder / "model.safetensors").read_bytes()
+    with pytest.raises(RunError, match="in a run of 12, what is finished by now would have had another share"):
+        distill("digits", out=out, method="dd", settings=TINY | settings, steps=12, resume=True, **PLAIN)
+    assert (folder / "model.safetensors").read_bytes() == before
+
+
+def test_probes_train_by_the_whole_recipe(real):
+    assert make(real, epochs=300).probe().steps is None

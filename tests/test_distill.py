@@ -310,7 +310,7 @@ def test_stages_that_are_finished_get_no_more_steps(tmp_path):
     settings = {"base": "dim", "stages": 2, "networks": 1, "age": 4, "settings": {**TINY, "match_share": 0.0}}
     run(tmp_path / "run", steps=10, method="pdd", settings=settings)
     before = weights(tmp_path / "run/generator")
-    with pytest.raises(RunError, match="cannot be given 20 steps now") as caught:
+    with pytest.raises(RunError, match="in a run of 20, what is finished by now") as caught:
         run(tmp_path / "run", steps=20, method="pdd", settings=settings, resume=True)
     assert "--steps 10" in caught.value.hint
     assert weights(tmp_path / "run/generator") == before
@@ -499,3 +499,14 @@ def test_checkpoints_come_without_asking(tmp_path):
     process.kill()
     process.wait(30)
     assert (tmp_path / "run/checkpoint.safetensors").exists()
+
+
+def test_a_first_step_that_compiles_tells_neither_rate_nor_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["dimdata.distill.run"], "LOG_SECONDS", 0.0)
+    events = []
+    run(tmp_path / "run", steps=6, progress=events.append)
+    by_phase = [[event for event in events if event["phase"] == phase] for phase in ("gan", "match")]
+    for first, *others in by_phase:
+        assert "eta_seconds" not in first
+        assert "images_per_second" not in first
+        assert all(event["eta_seconds"] >= 0 and event["images_per_second"] > 0 for event in others)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import hashlib
 import io
 import json
@@ -29,14 +30,16 @@ from torch.utils.data import DataLoader
 
 from dimdata import GeneratedDataset, artifact
 from dimdata.cli.main import main
+from dimdata.engine import Engine
 from dimdata.errors import ArgumentError, FormatError, NotFoundError, WorldError
 from dimdata.export import export
 from dimdata.export.writer import FORMATS, folder_names
 from dimdata.generators.base import Generator
 from dimdata.generators.table import TableGenerator, table_generator
-from dimdata.levers import Levers
+from dimdata.levers import Levers, Teacher
 from dimdata.real import load_real
 from dimdata.spec import Spec
+from dimdata.students.train import train
 from dimdata.tensorfile import TensorFile
 from dimdata.wrap import wrap_npz
 
@@ -468,3 +471,16 @@ def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "100 images" in captured.err, "ten of each class unless asked otherwise"
     assert main([*words[:3], str(tmp_path / "c"), "--levers", "spred=0.8"]) == 2
     assert "spread" in capsys.readouterr().err
+
+
+def test_a_folder_is_told_by_what_it_is_and_not_by_where(tmp_path: Path) -> None:
+    folder = artifact.save(table_of(ramp(6)), tmp_path / "secret" / "place")
+    for format in ALL:
+        done = export(str(folder), tmp_path / format, format=format)
+        for path in done.folder.rglob("*"):
+            assert path.is_dir() or b"secret" not in path.read_bytes(), path
+    assert "dimdata export ./GENERATOR " in (tmp_path / ALL[0] / "README.md").read_text()
+    made = train("convnet1-w8", str(folder), limit_steps=1, engine=Engine.of("cpu", "fp32", "off"))
+    assert "secret" not in made.info.generator
+    older = dataclasses.replace(made.info, generator="/home/somebody/secret")
+    assert "secret" not in Teacher(made.network, older).describe()

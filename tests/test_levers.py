@@ -474,3 +474,9 @@ def test_the_levered_kind_is_no_kind_of_a_folder() -> None:
     from dimdata.generators.base import GENERATORS
 
     assert LeveredGenerator.kind not in GENERATORS
+
+
+def test_levers_as_a_text_are_told_how_to_be_read():
+    with pytest.raises(ArgumentError, match="levers is a str, not Levers") as caught:
+        GeneratedDataset("dim-mnist", ipc=1, levers="best-of=2")
+    assert "Levers.parse" in caught.value.hint

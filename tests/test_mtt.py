@@ -348,6 +348,31 @@ def test_plain_buffers_are_called_as_they_always_were():
     assert [BufferInfo.from_json(each.to_json()) for each in changed] == changed
 
 
+def test_experts_of_other_units_or_another_network_are_others(tmp_path, monkeypatch):
+    real = load_real("digits")
+    config = make_config(MttConfig, SETTINGS)
+    other = dataclasses.replace(real, mean=(0.5,))
+    folders = {MTT(config, each, ENGINE, 0, 10).buffer.folder for each in (real, other)}
+    assert len(folders) == 2, "they see images in other units"
+    source = "from dimdata.students import make_student\n\ndef net(shape, classes):\n"
+    source += "    {}return make_student('convnet1-w8', shape, classes)\n"
+    monkeypatch.syspath_prepend(str(tmp_path))
+    codes = set()
+    for number, more in enumerate(("", "shape = tuple(shape)\n    ")):
+        (tmp_path / f"own{number}.py").write_text(source.format(more))
+        codes.add(method(student=f"own{number}:net").buffer.info.code)
+    assert len(codes) == 2
+    assert "" not in codes
+    assert method().buffer.info.code == ""
+
+
+def test_a_folder_that_cannot_hold_experts_is_refused_before_they_are_trained(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(WorldError, match="file is no folder"):
+        method(buffer=str(tmp_path / "file"))
+    assert (tmp_path / "file").read_text() == "x"
+
+
 def test_whitened_and_augmented_experts_are_others(tmp_path, cache):
     buffer = str(tmp_path / "mine")
     take(method(buffer=buffer), 0, EPOCHS)

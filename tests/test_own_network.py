@@ -289,3 +289,32 @@ def test_the_pool_of_dim_takes_a_reference(module: str, tmp_path: Path) -> None:
     assert DimConfig.from_json(settings | {"network": {"name": "subpixel"}}).pool[0] == f"{module}:tiny"
     with pytest.raises(NotFoundError, match="tinny"):
         distill("digits", out=tmp_path / "other", settings=settings | {"pool": [f"{module}:tinny"]}, steps=8)
+
+
+class Masked(nn.Module):
+    """A network with a tensor that a student's file does not hold."""
+
+    def __init__(self, image_shape, num_classes):
+        super().__init__()
+        self.linear = nn.Linear(image_shape[0] * image_shape[1] * image_shape[2], num_classes)
+        self.register_buffer("mask", torch.ones(3, dtype=torch.bool))
+
+    def forward(self, images):
+        return self.linear(images.flatten(1))
+
+
+def test_a_network_that_could_not_be_read_again_is_not_stored(tmp_path, monkeypatch, capsys):
+    made = train(Masked, "dim-mnist", ipc=1, limit_steps=2, engine=Engine.of("cpu", "fp32", "off"))
+    with pytest.raises(ArgumentError, match="'mask' is bool, and files of students hold float32"):
+        save_student(made.network, tmp_path / "a.safetensors", made.info)
+    (tmp_path / "masked.py").write_text("from test_own_network import Masked as net\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    out = tmp_path / "b.safetensors"
+    words = ("train", "dim-mnist", "--ipc", "1", "--student", "masked:net", "-o", str(out))
+    assert main(list(words)) == 2
+    assert "persistent=False" in capsys.readouterr().err
+    made = train("convnet1-w8", "dim-mnist", ipc=1, limit_steps=2, engine=Engine.of("cpu", "fp32", "off"))
+    next(made.network.parameters()).data[0] = float("nan")
+    with pytest.raises(FormatError, match="is not finite, so it is not stored"):
+        save_student(made.network, out, made.info)
+    assert not list(tmp_path.glob("*.safetensors"))

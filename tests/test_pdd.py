@@ -17,7 +17,7 @@ from dimdata.distill.config import make_config
 from dimdata.distill.estimate import estimate
 from dimdata.distill.forgetting import forgetting_counts, hardest
 from dimdata.distill.method import METHODS, Method, Phase
-from dimdata.distill.pdd import PDD, PddConfig, Shelf
+from dimdata.distill.pdd import PDD, PddConfig, Shelf, fresh_ipc
 from dimdata.distill.run import distill
 from dimdata.engine import Engine
 from dimdata.errors import ArgumentError, FormatError, NotFoundError
@@ -473,6 +473,85 @@ def test_a_base_that_cannot_be_staged_is_refused(monkeypatch):
             method({"base": base})
     with pytest.raises(NotFoundError, match="no method called"):
         method({"base": "dn"})
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps", "said"),
+    [
+        ({"first_share": 0.8}, 20, "20 steps are too few for 3 stages: one would have 2; 4 of these are fixed."),
+        ({}, 14, "one would have 4; 4 of these are fixed"),
+    ],
+)
+def test_stages_without_steps_for_what_they_need_are_refused_at_once(settings, steps, said, tmp_path):
+    base = {"ipc": 3, "student": "convnet1-w8", "experts": 2, "max_start": 2, "expert_epochs": 1}
+    base |= {"recipe": DM["recipe"], "buffer": str(tmp_path / "buffer")}
+    over = {"base": "mtt", "stages": 3, "settings": base, "networks": 1, "age": 4}
+    with pytest.raises(ArgumentError, match=said):
+        method(over | settings, steps)
+    pdd = method(over | settings, 60)
+    pdd.steps = steps  # as a budget in minutes sets them
+    with pytest.raises(ArgumentError, match=said):
+        pdd.phases()[0].step(0)
+    assert not (tmp_path / "buffer").exists()
+
+
+@pytest.mark.parametrize(("base", "more"), [("dm", {"ipc": 60}), ("idc", {"ipc": 15, "net_steps": 1})])
+def test_a_last_stage_without_images_to_start_from_is_refused_at_once(base, more):
+    settings = {"student": "convnet1-w8", "recipe": DM["recipe"]} | more
+    over = {"base": base, "stages": 5 if base == "dm" else 3, "settings": settings, "drop": 0.95}
+    with pytest.raises(ArgumentError, match=r"drop is 0\.95, which leaves \d+ real images .* starts from"):
+        method(over)
+
+
+def test_images_consumed_are_those_of_the_steps_and_of_what_is_dropped(tmp_path, monkeypatch):
+    """Experts that another run has trained are not consumed again; those of a stage have the images of that stage."""
+    monkeypatch.setenv("DIMDATA_BUFFERS", str(tmp_path / "cache"))
+    base = {"ipc": 2, "student": "convnet1-w8", "experts": 1, "max_start": 1, "expert_epochs": 1, "learned_steps": 1}
+    over = {"base": "mtt", "stages": 2, "settings": base | {"recipe": DM["recipe"]}, "networks": 1, "age": 4}
+    over |= {"drop": 0.5, "drop_student": "convnet1-w8", "drop_epochs": 2}
+    there = len(load_real("digits").train)
+    found = []
+    for name in ("first", "second"):
+        folder = distill("digits", out=tmp_path / name, method="pdd", settings=over, steps=6, **PLAIN)
+        found.append(artifact.read_config(folder).provenance["real_images_consumed"])
+    assert found[1] == 2 * there, "the passes that tell what is easy alone"
+    assert found[0] == pytest.approx(2 * there + there + there / 2, rel=0.01)
+
+
+def test_what_a_stage_refuses_on_resume_is_not_told_of_the_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIMDATA_BUFFERS", str(tmp_path / "cache"))
+    base = {"ipc": 2, "student": "convnet1-w8", "experts": 1, "max_start": 1, "expert_epochs": 1, "learned_steps": 1}
+    over = {"base": "mtt", "stages": 2, "settings": base | {"recipe": DM["recipe"]}, "networks": 1, "age": 4}
+    run = {"out": tmp_path / "run", "method": "pdd", "settings": over, "steps": 6, **PLAIN}
+    distill("digits", **run)
+    for path in (tmp_path / "cache").glob("*/buffer.json"):
+        path.write_text("{")
+    with pytest.raises(FormatError, match=r"buffer\.json cannot be read") as caught:
+        distill("digits", resume=True, **run)
+    assert "checkpoint" not in str(caught.value)
+    assert "Delete the folder" in caught.value.hint
+
+
+def test_epochs_are_shared_among_stages_and_phases_stay_where_they_are_when_images_are_dropped():
+    epochs = {"gan_epochs": 4, "match_epochs": 1, "match_batch_size": 50}
+    real = load_real("digits")
+    whole, over = (make_config(PddConfig, OVER_DIM | {"stages": stages, "settings": DIM | epochs}) for stages in (1, 2))
+    assert PDD.budget(over, real) < 1.3 * PDD.budget(whole, real), "a last epoch is rounded up in each stage"
+    pdd = method(over.to_json() | {"drop": 0.5, "drop_student": "convnet1-w8", "drop_epochs": 2}, steps=60)
+    before = [(phase.name, phase.steps) for phase in pdd.phases()]
+    pdd._advance()
+    assert len(pdd.base.real.train) < len(real.train)
+    assert [(phase.name, phase.steps) for phase in pdd.phases()] == before
+
+
+def test_networks_see_all_stages_before_them_however_many_there_are():
+    twelve = {"stages": 12, "settings": DIM | {"recipe": {"legs": [{"epochs": 12, "batch_size": 20}]}}}
+    pdd = method(OVER_DIM | twelve, steps=12)
+    parts = [pdd.base.generator() for _ in range(11)]
+    union = pdd._union(parts)
+    dataset = GeneratedDataset(union, ipc=fresh_ipc(union))
+    assert fresh_ipc(union) == 11
+    assert set((dataset.generator.stage_of(torch.arange(len(dataset)))).tolist()) == set(range(11))
 
 
 def test_stages_that_do_not_divide_the_images_are_refused():

@@ -119,3 +119,10 @@ def test_png_is_a_png(network_generator: Generator) -> None:
 def test_nothing_to_show_is_refused(network_generator: Generator, arguments: dict[str, int]) -> None:
     with pytest.raises(ArgumentError):
         grid(network_generator, **arguments)
+
+
+@pytest.mark.parametrize("rows", [0, -3, 2_000_000_000, 10**20])
+def test_rows_beyond_a_picture_are_refused(network_generator: Generator, rows: int) -> None:
+    with pytest.raises(ArgumentError, match=f"{rows} rows were asked for") as caught:
+        grid(network_generator, rows=rows)
+    assert caught.value.hint.startswith("Use 1 to ")

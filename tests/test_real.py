@@ -346,3 +346,12 @@ def test_errors_are_ours_and_the_import_is_lean() -> None:
             load_real(bad)  # type: ignore[arg-type]
     code = "import dimdata.real, sys; assert not {'torchvision', 'PIL'} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_data_of_ones_own_are_never_called_like_a_known_dataset(photos: Path, tmp_path: Path) -> None:
+    named = photos.rename(tmp_path / "MNIST")
+    assert load_real(named).name == "MNIST-folder"
+    np.savez(tmp_path / "cifar10.npz", images=np.zeros((4, 8, 8), np.uint8), labels=np.arange(4) % 2)
+    assert load_real(tmp_path / "cifar10.npz").name == "cifar10-npz"
+    np.savez(tmp_path / "birds.npz", images=np.zeros((4, 8, 8), np.uint8), labels=np.arange(4) % 2)
+    assert load_real(tmp_path / "birds.npz").name == "birds"

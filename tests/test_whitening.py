@@ -6,6 +6,7 @@ import json
 import pickle
 
 import pytest
+import safetensors.torch
 import torch
 from safetensors import safe_open
 from torch import nn
@@ -232,18 +233,18 @@ def test_stored_students_and_teachers_whiten(folder, whitening, real, tmp_path):
 
 
 def test_stages_share_one_whitening_and_resume_with_it(real):
-    settings = {"base": "dm", "stages": 2, "settings": SETTINGS | {"ipc": 2}, "networks": 1, "age": 2, "drop": 0.5}
-    settings["settings"]["recipe"] = {"legs": [LEG | {"epochs": 4}]}
+    settings = {"base": "dm", "stages": 3, "settings": SETTINGS | {"ipc": 3}, "networks": 1, "age": 2, "drop": 0.5}
+    settings["settings"]["recipe"] = {"legs": [LEG | {"epochs": 6}]}
     settings["drop_epochs"], settings["drop_student"] = 2, "convnet1-w8"
     config = make_config(PddConfig, settings)
-    whole = PDD(config, real, CPU, 0, 6)
+    whole = PDD(config, real, CPU, 0, 9)
     steps = [phase.step for phase in whole.phases() for _ in range(phase.steps)]
     numbers = [number for phase in whole.phases() for number in range(phase.steps)]
-    for step, number in list(zip(steps, numbers, strict=True))[:4]:
+    for step, number in list(zip(steps, numbers, strict=True))[:7]:
         step(number)
-    state = {name: tensor.clone() for name, tensor in whole.state_dict().items()}
-    other = PDD(config, real, CPU, 0, 6)
-    other.load_state_dict(state)
+    state = {name: tensor.detach().contiguous() for name, tensor in whole.state_dict().items()}
+    other = PDD(config, real, CPU, 0, 9)
+    other.load_state_dict(safetensors.torch.load(safetensors.torch.save(state)))  # as a checkpoint is
     made, again = whole.generator(), other.generator()
     for name, tensor in whole.done[0].recipe_tensors.items():
         assert torch.equal(made.recipe_tensors[name], tensor)
@@ -367,3 +368,8 @@ def test_cards_and_info_say_it(folder, capsys):
     capsys.readouterr()
     assert main(["info", str(folder)]) == 0
     assert "whitened (ZCA, eps 0.01" in " ".join(capsys.readouterr().out.split())
+
+
+def test_images_too_large_to_whiten_are_refused():
+    with pytest.raises(ArgumentError, match="50,000 values takes a matrix of 20 GB"):
+        Whitening.fit(torch.zeros(2, 1, 200, 250, dtype=torch.uint8), 0.1)

@@ -126,6 +126,8 @@ def with_nan() -> Any:
         ({"images": GREY, "labels": np.eye(6, dtype=np.int64)}, r"shape \[6, 6\]"),
         ({"images": GREY, "targets": np.full((6, 3), np.inf)}, "targets have values that are not finite"),
         ({"images": GREY, "targets": np.ones((6, 3), np.int64)}, "targets are int64"),
+        ({"images": GREY, "targets": np.array([[9.0, -8.0, 0.0]] * 6)}, "targets are no distributions"),
+        ({"images": GREY, "targets": np.full((6, 3), 0.5)}, "targets are no distributions"),
     ],
 )
 def test_what_does_not_fit_is_refused(tmp_path: Path, arrays: dict[str, Any], message: str) -> None:

@@ -72,7 +72,7 @@ def run(
     from dimdata.cells import check_draws
     from dimdata.cross import columns, cross_architecture, cross_notes, grid
     from dimdata.engine import Engine, keep_freed_memory
-    from dimdata.evaluate import evaluate
+    from dimdata.evaluate import prepare
     from dimdata.plots import cross_plot, require_plots
     from dimdata.protocols import protocol as find_protocol
     from dimdata.report import drawn, notes
@@ -105,10 +105,8 @@ def run(
             "No generator takes two of the students, so there is nothing to compare in a table or a plot.",
             "Name students that fit, or leave out --markdown and --plot.",
         )
-    scores = []
-    for (name, generator, budgets, fitting), data in zip(jobs, against_what, strict=True):
-        output.note(f"{name}: {', '.join(map(student_name, fitting))}")
-        scores += evaluate(
+    ready = [
+        prepare(
             generator,
             ipc=budgets,
             students=fitting,
@@ -119,9 +117,13 @@ def run(
             protocol=protocol,
             baselines=real_images,
             engine=engine,
-            output=out,
-            on_row=tell,
         )
+        for (_, generator, budgets, fitting), data in zip(jobs, against_what, strict=True)
+    ]
+    scores = []
+    for (name, _, _, fitting), evaluation in zip(jobs, ready, strict=True):
+        output.note(f"{name}: {', '.join(map(student_name, fitting))}")
+        scores += evaluation.run(out, tell)
     if json:
         output.emit_json(
             [

@@ -89,6 +89,7 @@ def run(
     """
     from dimdata.artifact import read_config
     from dimdata.distill.config import merge, parse_setting
+    from dimdata.distill.plan import existing
     from dimdata.distill.run import check_budget, distill
     from dimdata.distill.tensorboard import TensorBoard, require_tensorboard
     from dimdata.engine import keep_freed_memory
@@ -110,6 +111,8 @@ def run(
         _plan(real, folder, method, config, given, seed, steps, minutes, (device, precision, compile), json)
         return
     words = context.find_root().obj or ["distill", data]
+    old = existing(folder, resume)
+    again = _again(context, data, folder, old.minutes if old else None, old.steps if old else None)
     try:
         with contextlib.ExitStack() as opened:
             hearers: list[output.Report] = [opened.enter_context(output.progress())]
@@ -130,12 +133,12 @@ def run(
                 resume=resume,
                 probes=probes,
                 progress=lambda event: _tell_all(hearers, event),
-                command=shlex.join(["dimdata", *words]),
+                command=again,
             )
     except RunError as error:
         if error.exit_code == INTERRUPTED:
-            again = [*words, *([] if resume else ["--resume"])]
-            error.hint = f"Go on with: {shlex.join(['dimdata', *again])}"
+            on = [*words, *([] if resume else ["--resume"])]
+            error.hint = f"Go on with: {shlex.join(['dimdata', *on])}"
         raise
     if json:
         output.emit_json({"generator": str(made), **read_config(made).to_json()})
@@ -146,6 +149,41 @@ def run(
         ipc = "--ipc 10 " if read_config(made).generator.images is None else ""  # of stored images, all there are
         where = f" --root {shlex.quote(str(root))}" if root else ""
         output.note(f"Next: dimdata evaluate {shlex.quote(shown)} {ipc}--real {shlex.quote(data)}{where}")
+
+
+def _again(context: typer.Context, data: str, folder: Path, minutes: float | None, steps: int | None) -> str:
+    """Return the command that makes the generator once more, as its card tells it to others.
+
+    It names nothing by where it lies on this machine, and is that of a run in one sitting.
+
+    Args:
+        context: What was typed.
+        data: The real dataset.
+        folder: The run's.
+        minutes: The budget of the run that goes on, if one does and none was typed.
+        steps: Its steps, likewise.
+    """
+    from dimdata.files import shareable
+
+    typed = {
+        parameter.name: parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name and (source := context.get_parameter_source(parameter.name)) and source.name == "COMMANDLINE"
+    }
+    words = ["dimdata", "distill", shareable(data)]
+    if "minutes" not in typed and "steps" not in typed and steps is not None:
+        words += ["--steps", str(steps)] if minutes is None else ["--minutes", f"{minutes:g}"]
+    for name, option in typed.items():
+        if name in ("data", "out", "resume", "root", "json", "tensorboard"):
+            continue
+        value = context.params[name]
+        for each in value if isinstance(value, list | tuple) else [value]:
+            text = str(each)
+            key = text[: text.index("=") + 1] if name == "settings" else ""
+            bare = text[len(key) :].strip().strip("'\"")
+            words += [option, text if shareable(bare) == bare else f"{key}{shareable(bare)}"]
+    out = shareable(str(folder))
+    return shlex.join([*words, "-o", out if out == str(folder) else f"runs/{folder.name}"])
 
 
 def _tell_all(hearers: Iterable[output.Report], event: Mapping[str, Any]) -> None:

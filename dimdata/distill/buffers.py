@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from dimdata import latents
 from dimdata.engine import Engine
 from dimdata.errors import FormatError, WorldError
-from dimdata.files import free_bytes, world_error, write_atomic
+from dimdata.files import free_bytes, require_writable, world_error, write_atomic
 from dimdata.real import Split
 from dimdata.report import size
 from dimdata.spec import Record, canonical_json, require
@@ -47,7 +47,7 @@ class BufferInfo(Record):
 
     Attributes:
         student: The network.
-        images: Digest of the training images and labels.
+        images: Digest of the training images and labels, and of what normalises them.
         before: Digest of the generator that the networks had been trained on before; empty = untrained ones.
         epochs: Passes of each expert over the training images.
         batch_size: Images a step.
@@ -58,6 +58,7 @@ class BufferInfo(Record):
         augment: Augmentation of the images.
         dialect: Of the augmentation.
         zca: What the whitening of the images adds to each variance; 0 = they are not whitened.
+        code: Digest of what is known of a network of the user's own; empty for one with a name.
     """
 
     student: str
@@ -72,11 +73,13 @@ class BufferInfo(Record):
     augment: str = ""
     dialect: Literal["one", "each", "idc"] = "one"
     zca: float = 0.0
+    code: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return what `from_json` reads; what is not done is left out, as in buffers from before it could be."""
         data = super().to_json()
-        left_out = [*([] if self.zca else ["zca"]), *([] if self.augment else ["augment", "dialect"])]
+        left_out = [*([] if self.augment else ["augment", "dialect"])]
+        left_out += [name for name in ("zca", "code") if not data[name]]
         return {name: value for name, value in data.items() if name not in left_out}
 
     @classmethod
@@ -120,7 +123,7 @@ class Buffer:
 
     Raises:
         FormatError: If the folder holds the buffer of another network, dataset or setting.
-        WorldError: If the disk has no room for the experts that are missing.
+        WorldError: If experts are missing, and the folder cannot be written to or the disk has no room for them.
     """
 
     def __init__(self, folder: Path, info: BufferInfo, count: int) -> None:
@@ -128,6 +131,8 @@ class Buffer:
         self._check_identity()
         missing = sum(not self.path(number).is_file() for number in range(count))
         self.missing_bytes = missing * info.bytes
+        if missing:
+            require_writable(folder)
         self.check_room(self.missing_bytes)
         if missing:
             log.warning(
@@ -149,7 +154,9 @@ class Buffer:
         try:
             there = BufferInfo.from_json(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
-            raise FormatError(f"{path} cannot be read: {error!s:.120}.", "Choose another folder.") from None
+            raise FormatError(
+                f"{path} cannot be read: {error!s:.120}.", "Delete the folder, or name another for the experts."
+            ) from None
         ours, theirs = self.info.to_json(), there.to_json()
         changed = [
             f"{name} is {theirs.get(name)!r:.40}, not {ours.get(name)!r:.40}"

@@ -30,7 +30,8 @@ from dimdata.distill.starts import Pretrain, Starts
 from dimdata.distill.state import pack_optimizer, unpack_optimizer
 from dimdata.distill.unroll import Unroll, Weights
 from dimdata.engine import Engine
-from dimdata.errors import ArgumentError
+from dimdata.errors import ArgumentError, FormatError
+from dimdata.files import shareable
 from dimdata.generators.base import Generator
 from dimdata.generators.table import table_generator
 from dimdata.real import Batches, RealData
@@ -186,11 +187,15 @@ class DD(Method):
         self.optimizer = torch.optim.Adam(
             [{"params": [self._learned[name]], "lr": rate} for name, rate in self.rates.items()], betas=config.betas
         )
-        if steps <= len(self.starts.trainees):
+        before, after = len(self.starts.trainees), bool(config.calibrate)
+        if steps <= before + after:
+            parts = [f"{before} networks are trained first, one a step"] * (before > 0)
+            parts += ["the last step calibrates"] * after
             raise ArgumentError(
-                f"{steps} steps are too few: {len(self.starts.trainees)} networks are trained first, one a step.",
-                "Ask for more steps, or fewer networks (pretrain.count).",
+                f"{steps} steps are too few: {', and '.join(parts)}.",
+                "Ask for more steps" + (", or fewer networks (pretrain.count)." if before else "."),
             )
+        self.settles = after  # its step is the last of those that were planned
 
     @property
     def learned(self) -> Mapping[str, Tensor]:
@@ -265,8 +270,13 @@ class DD(Method):
             train = Phase("pretrain", first, starts.train_one, starts.images, part=starts.part, ready=ready, fixed=True)
             found.insert(0, train)
         if self.config.calibrate:
-            found.append(Phase("calibrate", 1, self._calibrate, _JUDGES * images, fixed=True))
+            each = _JUDGES * images
+            found.append(Phase("calibrate", 1, self._calibrate, each, part=self._calibrate_part, fixed=True))
         return tuple(found)
+
+    def enter(self, phase: Phase) -> Phase:
+        """Return the phase as if nothing were ready: networks that `begin` has trained are of this run, too."""
+        return dataclasses.replace(phase, ready=0)
 
     def _unrolled(self) -> int:
         """Return how many of the steps unroll a training."""
@@ -343,15 +353,12 @@ class DD(Method):
         """Keep the scale of the step sizes after which new networks have the least loss; see `DDConfig.calibrate`."""
         images, targets, sizes = self.learned["images"].detach(), self.targets().detach(), self.sizes().detach()
         lots = range(self._unrolled(), self._unrolled() + _JUDGES)
+        count = self.config.networks
         losses = []
         with self.engine.exact():
             for scale in self.config.calibrate:
-                each = []
-                for lot in lots:
-                    real, labels = self.batches.at(lot)
-                    weights = self.starts.weights(lot, self.config.networks)
-                    last = self.unroll.trajectory(weights, images, targets, scale * sizes)[-1]
-                    each.append(self.unroll.losses(last, self.normalise(real), self.objective.labels(labels)))
+                scaled = (images, targets, scale * sizes)
+                each = [self._judged(lot, self.starts.weights(lot, count), *scaled) for lot in lots]
                 found = torch.cat(each)
                 losses.append(torch.where(found.isfinite(), found, found.new_full((), math.inf)).mean())
         best = int(torch.stack(losses).argmin())
@@ -359,6 +366,19 @@ class DD(Method):
             self.learned["sizes"].copy_(_before_softplus(self.config.calibrate[best] * sizes))
         least = losses[best].nan_to_num(posinf=torch.finfo(torch.float32).max)
         return {"loss": least, "scale": torch.tensor(self.config.calibrate[best])}
+
+    def _judged(self, lot: int, weights: list[Weights], images: Tensor, targets: Tensor, sizes: Tensor) -> Tensor:
+        """Return the losses `[N]` of networks after training, on the real images of a step."""
+        real, labels = self.batches.at(lot)
+        last = self.unroll.trajectory(weights, images, targets, sizes)[-1]
+        return self.unroll.losses(last, self.normalise(real), self.objective.labels(labels))
+
+    def _calibrate_part(self) -> tuple[Losses, float]:
+        """Try one scale on one lot, from weights that took no training; change nothing."""
+        images, targets, sizes = self.learned["images"].detach(), self.targets().detach(), self.sizes().detach()
+        with self.engine.exact():
+            losses = self._judged(0, self.starts.untrained(self.config.networks), images, targets, sizes)
+        return {"loss": losses.mean()}, 1 / (_JUDGES * len(self.config.calibrate))
 
     def _end(self, step: int) -> int:
         """Return how many steps of the training are taken before it is judged."""
@@ -389,7 +409,10 @@ class DD(Method):
                 tensor.copy_(state[f"learned.{name}"])
         self._has_begun = True
         if "origin" in state:
-            self.origin = Origin.from_json(json.loads(bytes(state["origin"].tolist())))
+            try:
+                self.origin = Origin.from_json(json.loads(bytes(state["origin"].tolist())))
+            except FormatError as error:
+                raise ValueError(str(error)) from error  # it is the checkpoint that is damaged
         elif self.config.begin in BEGINNINGS:
             self.origin = origin_of(self.config.begin)
         unpack_optimizer("adam", self.optimizer, state)
@@ -403,14 +426,14 @@ class DD(Method):
         """Return the stored result that the images began as, if they did."""
         if not self.origin.sha256:
             return {}
-        return {"began_as": f"{self.config.begin}, weights of sha256 {self.origin.sha256}"}
+        return {"began_as": f"{shareable(self.config.begin)}, weights of sha256 {self.origin.sha256}"}
 
     def probe(self) -> Probe:
         """Score the student itself, trained on all images: the figure that the stored recipe gives again."""
         if self.objective.flags and not self._told:
             self._told = True
             log.warning("Probes judge by the true labels: what the objective wants mistaken counts as wrong.")
-        return Probe(self.config.student, None, 1 if self.starts.alike else _PROBED)
+        return Probe(self.config.student, None, 1 if self.starts.alike else _PROBED, steps=None)
 
     def generator(self) -> Generator:
         """Return the images as a table, with a recipe of their order, step sizes and start."""

@@ -304,9 +304,10 @@ class DiM(Method):
 
     @classmethod
     def for_stages(cls, config: Record, stages: int) -> Record:
-        """Share the steps out among the stages; there are no images to share, for all stages draw without limit."""
+        """Share steps and epochs out among the stages; there are no images to share: all draw without limit."""
         assert isinstance(config, DimConfig)
-        return replace(config, default_steps=math.ceil(config.default_steps / stages))
+        names = ("default_steps", "gan_epochs", "match_epochs")
+        return replace(config, **{name: math.ceil(getattr(config, name) / stages) for name in names})
 
     @classmethod
     def default_steps(cls, config: Record) -> int:
@@ -329,7 +330,8 @@ class DiM(Method):
 
     def _match_share(self) -> float:
         """The share of the steps that the second phase gets."""
-        gan, match = self._epochs(self.config, self.real)
+        # In stages, as in the first of them, which has all images.
+        gan, match = self._epochs(self.config, self.earlier.real if self.earlier else self.real)
         return match / (gan + match) if gan + match else self.config.match_share
 
     def phases(self) -> tuple[Phase, ...]:

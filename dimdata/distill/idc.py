@@ -124,10 +124,14 @@ class IDC(TableMethod):
     def start(self) -> Tensor:
         """Return sheets of real images, each made smaller by the mean of its squares of pixels."""
         factor, classes = self.config.factor, self.real.num_classes
-        small = F.avg_pool2d(self.chosen(self.config.ipc * factor**2), factor)
+        small = F.avg_pool2d(self.chosen(self.least_per_class()), factor)
         # Image slot * classes + label, slot = sheet * tiles + tile, as the table's own order is.
         tiles = small.view(self.config.ipc, factor, factor, classes, *small.shape[1:])
         return tiles.permute(0, 3, 4, 1, 5, 2, 6).reshape(-1, *self.real.image_shape)
+
+    def least_per_class(self) -> int:
+        """Return the real images of each class that its sheets start from."""
+        return self.config.ipc * self.config.factor**2
 
     def phases(self) -> tuple[Phase, ...]:
         """Return the one phase."""

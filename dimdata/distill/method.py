@@ -81,6 +81,7 @@ class Earlier:
         state: What `state_dict` of the stage before returned at its end, for methods that go on from it.
         key: Digest of the stages and of how `after` trains on them, by which to keep what is made of its networks.
         seed: Of the whole run, for choices that all stages share; the stage has one of its own besides.
+        real: The real data of the first stage, of which a later one may be given a part.
     """
 
     generator: Generator
@@ -88,6 +89,7 @@ class Earlier:
     state: Mapping[str, Tensor]
     key: str
     seed: int
+    real: RealData
 
 
 class Method(ABC):
@@ -107,7 +109,7 @@ class Method(ABC):
     """
 
     Config: ClassVar[type[Record]]
-    settles: ClassVar[bool] = False
+    settles: bool = False
     """Whether what is done in a phase is settled with its last step, so that later steps cannot be given to it."""
 
     def __init__(
@@ -157,6 +159,18 @@ class Method(ABC):
     @abstractmethod
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `state_dict` returned, in place."""
+
+    def enter(self, phase: Phase) -> Phase:
+        """Return a phase as it is known when its first step is about to be taken; asked for just before."""
+        return phase
+
+    def images_beside(self) -> int:
+        """Return the real images consumed beside those that the steps of the phases tell."""
+        return 0
+
+    def least_per_class(self) -> int:
+        """Return the real images of each class that there must be."""
+        return 1
 
     def probe(self) -> Probe:
         """Return how the generator is scored on the way."""

@@ -29,7 +29,8 @@ from dimdata.engine import Engine
 from dimdata.errors import ArgumentError
 from dimdata.real import RealData, Split
 from dimdata.recipe import Recipe
-from dimdata.spec import Record, require
+from dimdata.spec import Record, canonical_json, require
+from dimdata.students.own import identity, user_student
 
 PART = 2  # steps of an expert that an estimate takes at a time
 
@@ -101,11 +102,21 @@ class MttConfig(TableConfig):
         return self.epochs or self.starts() - 1 + self.expert_epochs
 
 
-def _images_digest(split: Split) -> str:
+def _images_digest(split: Split, *normalised: tuple[float, ...]) -> str:
     found = hashlib.blake2b(digest_size=16)
     for tensor in (split.images, split.labels):
         found.update(tensor.cpu().contiguous().numpy().data)
+    found.update(canonical_json(normalised).encode())
     return found.hexdigest()
+
+
+def _code(student: str, real: RealData) -> str:
+    """Return a digest of what is known of a network of the user's own; none of one with a name."""
+    factory = user_student(student)
+    if isinstance(factory, str):
+        return ""
+    text = canonical_json(identity(factory, real.image_shape, real.num_classes))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 @METHODS.register("mtt")
@@ -141,7 +152,7 @@ class MTT(TableMethod):
             )
         info = BufferInfo(
             student=config.student,
-            images=_images_digest(real.train),
+            images=_images_digest(real.train, *(() if config.zca else (real.mean, real.std))),
             before=earlier.key if earlier else "",
             epochs=config.passes(),
             batch_size=config.expert_batch,
@@ -152,6 +163,7 @@ class MTT(TableMethod):
             augment=config.expert_augment,
             dialect=config.dialect,
             zca=config.zca,
+            code=_code(config.student, real),
         )
         self.buffer = Buffer(self._folder(info), info, config.experts)
         self.expert: Expert | None = None

@@ -34,7 +34,7 @@ from dimdata.distill.forgetting import forgetting_counts, hardest
 from dimdata.distill.method import METHODS, Earlier, Losses, Method, Phase, Probe
 from dimdata.distill.staging import shares, shortened, steps_of, walk
 from dimdata.engine import Engine
-from dimdata.errors import ArgumentError
+from dimdata.errors import ArgumentError, FormatError
 from dimdata.generators.base import GENERATORS, Generator, shapes_only
 from dimdata.real import RealData
 from dimdata.recipe import MAX_LEGS, Recipe
@@ -104,6 +104,11 @@ class PddConfig(Record):
         return make_config(METHODS[self.base].Config, self.preset or None, self.settings)
 
 
+def fresh_ipc(generator: Generator) -> int:
+    """Return the images per class of an epoch, where they are unlimited: all stages have their turn in it."""
+    return max(_FRESH_IPC, generator.stages)
+
+
 class Shelf:
     """Networks of staggered age, trained on a generator when they are first asked for, and handed out in turn.
 
@@ -151,7 +156,7 @@ class Shelf:
                 self.generator,
                 self.source,
                 recipe=shortened(self.generator.recipe, self.steps(place)),
-                ipc=_FRESH_IPC if self.generator.images is None else None,
+                ipc=fresh_ipc(self.generator) if self.generator.images is None else None,
                 seed=self.seed,
                 engine=self.engine,
             )
@@ -180,16 +185,17 @@ class PDD(Method):
         self.config = config
         self.kind = METHODS[config.base]
         self.share = self.kind.for_stages(config.of_base(), config.stages)
-        if min(_lengths(steps, config)) < 1:
+        if min(_lengths(steps, config)) < 1:  # or there would be no first stage to look at
             raise ArgumentError(
                 f"{steps} steps are too few for {config.stages} stages.", "Give one or more for each stage."
             )
         find_student(config.drop_student)
         self.done: list[Generator] = []
         self.counts: Tensor | None = None  # how often each real image is forgotten
-        self._roomy = False  # whether this process has seen that the disk has room for what is to come
+        self._checked = 0  # the steps for which this process has seen that every stage can be distilled
         self.base = self._base({})
         self._phases = {phase.name: phase for phase in self.base.phases()}
+        self._require_stages()
         first = self.base.generator()
         # What cannot be walked is refused now.
         self.walked = walk([first.recipe] * config.stages, [first.images] * config.stages, config.last_share)
@@ -229,6 +235,39 @@ class PDD(Method):
         self._fit()
         return tuple(found)
 
+    def enter(self, phase: Phase) -> Phase:
+        """Begin the stage of a phase, and return the phase as it is there; see `Method.enter`."""
+        self._reach(int(phase.name.split(":")[0].removeprefix("stage ")) - 1)
+        now = {other.name: other for other in self.phases()}[phase.name]
+        return dataclasses.replace(now, steps=phase.steps)
+
+    def _require_stages(self) -> None:
+        """Refuse what a later stage could not do, before the first begins.
+
+        Raises:
+            ArgumentError: If a stage would have too few steps, or be left too few real images.
+        """
+        fixed = sum(phase.steps for phase in self._phases.values() if phase.fixed)
+        short = min(_lengths(self.steps, self.config))
+        if short <= fixed:
+            known = f"; {fixed} of these are fixed" if fixed else ""
+            raise ArgumentError(
+                f"{self.steps} steps are too few for {self.config.stages} stages: one would have {short}{known}.",
+                "Ask for more steps, or fewer stages.",
+            )
+        least, there = self.base.least_per_class(), int(self.real.train.counts.min())
+        left = max(1, round(self._share_of(self.config.stages - 1) * there))
+        if left < least <= there:
+            raise ArgumentError(
+                f"drop is {self.config.drop:g}, which leaves {left} real images of a class in the last stage; it "
+                f"starts from {least}.",
+                "Drop fewer, or learn fewer images.",
+            )
+
+    def _share_of(self, stage: int) -> float:
+        """Return the share of the real images that a stage is given."""
+        return 1 - self.config.drop * stage / max(1, self.config.stages - 1)
+
     def _budget(self, stage: int) -> int:
         """Return the steps of a stage."""
         return _lengths(self.steps, self.config)[stage]
@@ -239,17 +278,25 @@ class PDD(Method):
         self._phases = {phase.name: phase for phase in self.base.phases()}
 
     def _step(self, stage: int, name: str, step: int) -> Losses:
-        if not self._roomy:
+        self._reach(stage)
+        return self._phases[name].step(step)
+
+    def _reach(self, stage: int) -> None:
+        """Finish the stages before a stage."""
+        if self._checked != self.steps:
+            self._require_stages()
             self.base.check_room(self.disk())
-            self._roomy = True
+            self._checked = self.steps
         while len(self.done) < stage:
             self._advance()
-        return self._phases[name].step(step)
 
     def _advance(self) -> None:
         """Freeze the stage under way and begin the next."""
         state = {name: tensor.detach().clone() for name, tensor in self.base.state_dict().items()}
-        self.done.append(self.base.generator().to("cpu"))
+        part = self.base.generator().to("cpu")
+        # Stages that share what whitens them would share it in a checkpoint, which holds no tensor twice.
+        part.recipe_tensors = {name: tensor.clone() for name, tensor in part.recipe_tensors.items()}
+        self.done.append(part)
         self.base = self._base(state)
         self._fit()
 
@@ -265,14 +312,14 @@ class PDD(Method):
         def after(source: NetworkSource) -> NetworkSource:
             return Shelf(generator, source, config.networks, age, config.youngest, seed, self.engine)
 
-        earlier = Earlier(generator, after, state, self._key(generator, age, seed), self.seed)
+        earlier = Earlier(generator, after, state, self._key(generator, age, seed), self.seed, self.real)
         return self.kind(self.share, self._hard(stage), self.engine, seed, budget, earlier)
 
     def _age(self, before: Generator) -> int:
         """Return the student steps of the oldest networks that are trained on finished stages."""
         if self.config.age:
             return self.config.age
-        unlimited = _FRESH_IPC * before.spec.num_classes
+        unlimited = fresh_ipc(before) * before.spec.num_classes
         unions = [before.view(stage=stage + 1).images or unlimited for stage in range(len(self.done))]
         return sum(steps_of(leg, union) for leg, union in zip(self.walked.legs, unions, strict=False))
 
@@ -287,7 +334,7 @@ class PDD(Method):
 
     def _hard(self, stage: int) -> RealData:
         """Return the real data of a stage, without the images that are too easy for it."""
-        share = 1 - self.config.drop * stage / max(1, self.config.stages - 1)
+        share = self._share_of(stage)
         if share == 1:
             return self.real
         if self.counts is None:
@@ -324,6 +371,10 @@ class PDD(Method):
         """How many stages follow the one under way."""
         return self.config.stages - 1 - len(self.done)
 
+    def images_beside(self) -> int:
+        """Return the images by which it was told which are easy; see `Method.images_beside`."""
+        return 0 if self.counts is None else self.config.drop_epochs * len(self.real.train)
+
     def generator(self) -> Generator:
         """Return the stages done and the one under way."""
         return self._union([*self.done, self.base.generator().to("cpu")], self.config.last_share)
@@ -343,7 +394,10 @@ class PDD(Method):
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `state_dict` returned."""
         self.counts = state["forgetting"].cpu() if "forgetting" in state else None
-        self.done = [_restored(number, state) for number in range(int(state["stage"]))]
+        try:
+            self.done = [_restored(number, state) for number in range(int(state["stage"]))]
+        except FormatError as error:
+            raise ValueError(str(error)) from error  # it is the checkpoint that is damaged
         self.base = self._base({})
         self.base.load_state_dict(_under("base.", state))
         self._fit()

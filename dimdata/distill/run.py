@@ -25,8 +25,8 @@ from dimdata.distill.estimate import planned, steps_within
 from dimdata.distill.method import METHODS, Losses, Method, Phase
 from dimdata.distill.plan import Plan, compare, existing
 from dimdata.engine import Engine
-from dimdata.errors import INTERRUPTED, ArgumentError, FormatError, RunError, WorldError
-from dimdata.files import world_error, write_atomic
+from dimdata.errors import INTERRUPTED, ArgumentError, DimdataError, FormatError, RunError, WorldError
+from dimdata.files import shareable, world_error, write_atomic
 from dimdata.hub.readme import save_with_card
 from dimdata.real import RealData, load_real, validation_split
 from dimdata.spec import Record
@@ -81,8 +81,9 @@ def distill(
         resume: Go on with the run in `out`.
         root: Where real datasets are stored.
         probes: Score a student on held-out training images that many times on the way.
-        progress: Called with {phase, step, steps, images_per_second, eta_seconds, losses} every two seconds.
-        command: What was typed, for the generator's provenance.
+        progress: Called with {phase, step, steps, images_per_second, eta_seconds, losses} every two seconds; without
+            rate and time left after a first step that took longer than that, since it compiled.
+        command: What makes the generator once more, for its provenance, which others read.
 
     Returns:
         The folder of the finished generator.
@@ -163,6 +164,7 @@ class Run:
         self.seconds = 0.0  # of training and of planning it, over all sittings
         self.taken: dict[str, int] = {}  # steps of each phase
         self.ready: dict[str, int] = {}  # steps of these whose results were there when the phase began
+        self.images: dict[str, int] = {}  # real images of a step of each phase, as it was when the phase began
         self.history: list[str] = []  # what the command alone would not repeat
         self.stop = False
 
@@ -172,8 +174,8 @@ class Run:
         """Write everything needed to go on from step `done`, atomically."""
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.method.state_dict().items()}
         seconds = round(self.seconds, 1)
-        told = {"done": done, "seconds": seconds, "taken": self.taken, "ready": self.ready, "history": self.history}
-        meta = json.dumps(told)
+        facts = {"taken": self.taken, "ready": self.ready, "images": self.images, "history": self.history}
+        meta = json.dumps({"done": done, "seconds": seconds} | facts)
         write_atomic(self.folder / "run.json", json.dumps(self.plan.to_json(), indent=1).encode() + b"\n")
         write_atomic(self.folder / "checkpoint.safetensors", save(tensors, {"dimdata": meta}))
 
@@ -192,13 +194,15 @@ class Run:
                 f"{self.method.engine.device} has too little free memory to go on from {path}.",
                 "Stop what else uses it, or choose another device: --device cpu.",
             ) from None
+        except DimdataError:
+            raise  # what the method refuses is not the checkpoint's fault
         except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0][:200]
             raise RunError(f"{path} cannot be read: {reason}.", "Start the run again in another folder.") from None
         self.seconds = float(meta["seconds"])
         done = int(meta["done"])
         self.taken = dict(meta.get("taken") or self._due(done))
-        self.ready = dict(meta.get("ready", {}))
+        self.ready, self.images = dict(meta.get("ready", {})), dict(meta.get("images", {}))
         self.history = list(meta.get("history", []))
         self._forget_metrics(done)
         return done
@@ -225,7 +229,8 @@ class Run:
         self.method.steps = after
         if self.method.settles and stood != self._due(done):
             raise RunError(
-                f"The run has taken {done} of {before} steps, and its stages cannot be given {after} steps now.",
+                f"The run has taken {done} of {before} steps; in a run of {after}, what is finished by now would "
+                "have had another share.",
                 f"Go on with --steps {before}, or begin another run.",
             )
         self.history.append(f"After step {done:,} the budget was changed from {before:,} to {after:,} steps.")
@@ -323,7 +328,8 @@ class Run:
         logged_step = begin
         marks, probes = self._marks(GRIDS), self._marks(self.plan.probes)
         if not begin:
-            self.ready[phase.name] = phase.ready
+            phase = self.method.enter(phase)
+            self.ready[phase.name], self.images[phase.name] = phase.ready, phase.images
         for step in range(begin, phase.steps):
             losses = phase.step(step)
             self.taken[phase.name] = self.taken.get(phase.name, 0) + 1
@@ -342,10 +348,11 @@ class Run:
                     "step": done,
                     "steps": self.plan.steps,
                     "seconds": round(self.seconds, 1),
-                    "images_per_second": round(rate * phase.images, 1),
-                    "eta_seconds": round((self.plan.steps - done) / rate, 1),
                     "losses": values,
                 }
+                if step > begin or step + 1 == phase.steps:  # the first step compiles, and says nothing of the others
+                    event["images_per_second"] = round(rate * phase.images, 1)
+                    event["eta_seconds"] = round((self.plan.steps - done) / rate, 1)
                 self._check_finite(values, done)
                 self._record(event)
                 self.progress(event)
@@ -428,14 +435,15 @@ class Run:
 
     def _finish(self) -> Path:
         generator = self.method.generator()
-        real, images = self.method.real, {phase.name: phase.images for phase in self.method.phases()}
+        real, images = self.method.real, {phase.name: phase.images for phase in self.method.phases()} | self.images
         provenance = {
             "dimdata": dimdata.__version__,
             "command": self.command,
-            "plan": self.plan.to_json(),
+            "plan": shareable(self.plan.to_json()),
             "data": {"name": real.name, "images": len(real.train.labels), "fingerprint": real.fingerprint},
             "minutes": round(self.seconds / 60, 1),
-            "real_images_consumed": sum(
+            "real_images_consumed": self.method.images_beside()
+            + sum(
                 max(0, steps - self.ready.get(name, 0)) * images[name]
                 for name, steps in self.taken.items()
                 if name in images

@@ -145,7 +145,11 @@ class TableMethod(Method):
 
     def start(self) -> Tensor:
         """Return the images to start from, float32 `[N, C, H, W]` in [0, 1]."""
-        return self.chosen(self.config.ipc)
+        return self.chosen(self.least_per_class())
+
+    def least_per_class(self) -> int:
+        """Return the real images of each class that it starts from."""
+        return self.config.ipc
 
     def chosen(self, per_class: int) -> Tensor:
         """Return random real images, others in each stage, float32 `[per_class * num_classes, C, H, W]` in [0, 1].

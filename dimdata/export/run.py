@@ -198,7 +198,7 @@ def _facts(dataset: GeneratedDataset, draws: int, sha256: str) -> dict[str, Any]
     ipc = dataset.ipc if dataset.ipc is not None else len(dataset) / spec.num_classes
     return {
         "dimdata": dimdata.__version__,
-        "name": generator.name or f"{spec.method}-{spec.dataset or 'generator'}",
+        "name": generator.title,
         "method": spec.method,
         "dataset": spec.dataset,
         "revision": generator.revision,
@@ -260,7 +260,8 @@ def _command(
     """Return the command that makes the export again; empty for what was made in memory."""
     if isinstance(source, Generator):
         return ""
-    words = ["dimdata", "export", str(source)]
+    generator = dataset.generator
+    words = ["dimdata", "export", generator.name if generator.name == generator.title else "./GENERATOR"]
     if dataset.ipc is not None:
         words += ["--ipc", str(dataset.ipc)]
     options = {

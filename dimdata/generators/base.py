@@ -124,6 +124,12 @@ class Generator(nn.Module, ABC):
         raise ArgumentError(f"Generators of the kind {cls.kind!r} cannot be stages.", "Use another method.")
 
     @property
+    def title(self) -> str:
+        """What to call it where others read it: its name, or what it is if that says where it lies on this machine."""
+        is_folder = not self.name or self.name[0] in "./~"
+        return f"{self.spec.method}-{self.spec.dataset or 'generator'}" if is_folder else self.name
+
+    @property
     def levers(self) -> str:
         """What is done to the draw at deployment, in words; empty for the plain draw."""
         return ""

@@ -279,8 +279,8 @@ def _limits(spec: Spec, scores: Sequence[Score]) -> str:
     if shares:
         reached = dict.fromkeys(f"{share:.1f}" for share in (min(shares), max(shares)))
         lines.append(
-            f"Students reach {' to '.join(reached)} % of what the same number of distinct real "
-            "images gives. Where real images are at hand, train on them."
+            f"Students reach {' to '.join(reached)} % of what as many distinct real images give, or all there are "
+            "where those are fewer. Where real images are at hand, train on them."
         )
     lines.append(
         "It carries what its source data carries, errors and biases included, and images may show no class clearly. "

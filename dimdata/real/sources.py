@@ -113,7 +113,7 @@ def _load_folders(path: Path, test_path: Path | None, size: tuple[int, int] | No
         test_images=read_test.images if read_test else None,
         test_labels=read_test.labels if read_test else None,
         classes=classes,
-        name=path.resolve().name,
+        name=_own_name(path.resolve().name, "folder"),
     )
 
 
@@ -135,8 +135,21 @@ def _load_npz(path: Path, test_path: Path | None) -> RealData:
     classes = [str(name) for name in arrays["classes"].ravel()] if "classes" in arrays else None
     images, labels = test or (None, None)
     return RealData.from_arrays(
-        *train, test_images=images, test_labels=labels, classes=classes, name=path.name.removesuffix(".npz")
+        *train,
+        test_images=images,
+        test_labels=labels,
+        classes=classes,
+        name=_own_name(path.name.removesuffix(".npz"), "npz"),
     )
+
+
+def _own_name(name: str, kind: str) -> str:
+    """Return what data of the user's own are called: never as a known dataset, whose licence and test images are its.
+
+    >>> _own_name("birds", "folder"), _own_name("mnist", "npz")
+    ('birds', 'mnist-npz')
+    """
+    return f"{name}-{kind}" if name.lower() in names() else name
 
 
 def _read_npz(path: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from dimdata.recipe import WHITENING, Recipe
 from dimdata.spec import MAX_CLASSES, MAX_SIDE, Record, canonical_json, require
 from dimdata.students import Factory, find_student, make_student
 from dimdata.students.source import load_weights
-from dimdata.tensorfile import TensorFile
+from dimdata.tensorfile import DTYPES, TensorFile, finite
 from dimdata.whitening import Whitening
 
 _KEY = "dimdata.student"
@@ -80,6 +80,21 @@ class StudentInfo(Record):
         require(self.whitening is None or isinstance(self.whitening, Whitening), "student.whitening is no field.")
 
 
+def require_storable(network: nn.Module) -> None:
+    """Refuse a network whose tensors could be written to a file that `load_student` would then refuse to read.
+
+    Raises:
+        ArgumentError: If one is empty or of another type than float32, float16, uint8 or int64.
+    """
+    for name, tensor in network.state_dict().items():
+        if tensor.dtype not in DTYPES.values() or not tensor.numel():
+            what = str(tensor.dtype).removeprefix("torch.") if tensor.numel() else "empty"
+            raise ArgumentError(
+                f"The network's {name!r:.80} is {what}, and files of students hold float32, float16, uint8 and int64.",
+                "Cast it, or leave it out of the state: register_buffer(..., persistent=False).",
+            )
+
+
 def save_student(network: nn.Module, path: str | Path, info: StudentInfo) -> Path:
     """Store a student in one file; a killed process leaves the old file or the new one.
 
@@ -92,9 +107,17 @@ def save_student(network: nn.Module, path: str | Path, info: StudentInfo) -> Pat
         The path.
 
     Raises:
+        ArgumentError: If the network has tensors that such a file does not hold; see `require_storable`.
+        FormatError: If a weight is not finite: the network diverged.
         WorldError: If the disk is full or the place cannot be written.
     """
     path = Path(path)
+    require_storable(network)
+    broken = [name for name, tensor in network.state_dict().items() if not finite(tensor)]
+    if broken:
+        raise FormatError(
+            f"The student's {broken[0]!r:.80} is not finite, so it is not stored.", "Train it at a lower learning rate."
+        )
     tensors = {
         # Copies, because layers may share one tensor.
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)

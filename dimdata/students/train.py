@@ -155,7 +155,7 @@ def train(
         classes=spec.classes,
         mean=spec.mean,
         std=spec.std,
-        generator=" ".join(filter(None, (source.generator.name or spec.method, source.generator.levers))),
+        generator=" ".join(filter(None, (source.generator.title, source.generator.levers))),
         recipe=recipe,
         seed=seed,
         whitening=whitening,
