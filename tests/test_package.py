@@ -146,11 +146,11 @@ def test_bundled_holdout_of_mnist_is_balanced_and_licensed():
     assert any(path.name.startswith("LICENSE") for path in bundled()["dim-mnist"].iterdir())
 
 
-@pytest.mark.parametrize("name", ["dd-mnist-fixed", "dd-mnist-soft"])
-def test_ten_bundled_images_teach_what_their_card_says(name):
+@pytest.mark.parametrize(("name", "count"), [("dd-mnist-fixed", 10), ("dd-mnist-soft", 10), ("dd-mnist-five", 5)])
+def test_a_few_bundled_images_teach_what_their_card_says(name, count):
     """By the stored order, step sizes and start; the card's score is of 10,000 test images, these are 1,000 of them."""
     generator = load(name)
-    assert generator.images == 10
+    assert generator.images == count
     images, labels = holdout(bundled()["dim-mnist"])
     results = [train("lenet", generator, seed=seed) for seed in (0, 1)]
     for one, other in zip(*(result.network.parameters() for result in results), strict=True):
