@@ -1,6 +1,7 @@
 """The command line: what it prints where, its exit codes, and what it does with bad input."""
 
 import json
+import logging
 import os
 import resource
 import shlex
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from test_report import make_row
 
 import dimdata
 from dimdata import artifact
-from dimdata.cli.main import main
+from dimdata.cli.main import _compiler_to_itself, main
 from dimdata.cli.output import _parts, duration, plain
 from dimdata.generators.cost import cost
 from dimdata.real.known import KNOWN
@@ -593,3 +595,16 @@ def test_wide_tables_are_printed_in_parts():
 
 def test_durations():
     assert [duration(s) for s in (0.4, 89, 600, 7260)] == ["0 s", "89 s", "10 min", "2 h 1 min"]
+
+
+@pytest.mark.parametrize(("debug", "shown"), [(False, []), (True, ["within torch"])])
+def test_what_the_compiler_says_of_itself_is_for_debugging(debug, shown, caplog):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with _compiler_to_itself(debug):
+            warnings.warn_explicit("within torch", FutureWarning, "_script.py", 1, module="torch.jit._script")
+            warnings.warn_explicit("of the user's", FutureWarning, "mine.py", 1, module="torchlike")
+            logging.getLogger("torch.utils.cpp_extension").warning("no CUDA")
+    assert [str(warning.message) for warning in caught] == [*shown, "of the user's"]
+    assert ("no CUDA" in caplog.text) == debug
+    assert logging.getLogger("torch.utils.cpp_extension").level == logging.NOTSET

@@ -8,7 +8,9 @@ from __future__ import annotations
 import logging
 import sys
 import traceback
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
@@ -88,6 +90,21 @@ class _Warnings(logging.Handler):
         output.note(f"{record.levelname.lower()}: {record.getMessage()}")
 
 
+@contextmanager
+def _compiler_to_itself(debug: bool) -> Iterator[None]:
+    """Keep back what PyTorch's compiler says of its own insides, which nobody who types a command can act on."""
+    log = logging.getLogger("torch.utils.cpp_extension")  # that a CPU is no CUDA device
+    level = log.level
+    with warnings.catch_warnings():
+        if not debug:
+            log.setLevel(logging.ERROR)
+            warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.")
+        try:
+            yield
+        finally:
+            log.setLevel(level)
+
+
 def _tell(error: BaseException, debug: bool) -> int:
     """Print a failure and return its exit code."""
     if debug:
@@ -121,7 +138,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     log.addHandler(handler)
     try:
         words = [word for word in words if word != "--debug"]
-        app(args=words, prog_name="dimdata", obj=words)
+        with _compiler_to_itself(debug):
+            app(args=words, prog_name="dimdata", obj=words)
     except SystemExit as done:
         code = done.code if isinstance(done.code, int) else 0
         if code == INTERRUPTED:
