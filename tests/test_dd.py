@@ -695,3 +695,19 @@ def test_a_calibrated_run_gets_no_other_budget_than_leaves_calibration_last(tmp_
 
 def test_probes_train_by_the_whole_recipe(real):
     assert make(real, epochs=300).probe().steps is None
+
+
+def test_the_time_left_is_not_told_by_networks_that_are_trained_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["dimdata.distill.run"], "LOG_SECONDS", 0.0)
+    events = []
+    given = {"method": "dd", "settings": TINY | PRETRAINED, "progress": events.append, **PLAIN}
+    distill("digits", out=tmp_path / "steps", steps=12, **given)
+    assert [e["phase"] for e in events if "eta_seconds" in e and e["phase"] == "pretrain"] == []
+    unrolled = [e["eta_seconds"] for e in events if "eta_seconds" in e and e["phase"] == "unroll"]
+    assert len(unrolled) == 8
+    assert unrolled[-1] == 0
+    events.clear()
+    distill("digits", out=tmp_path / "minutes", minutes=0.05, **given)
+    told = [e["eta_seconds"] for e in events if "eta_seconds" in e and e["phase"] == "pretrain"]
+    assert told, "a budget in minutes has measured all phases"
+    assert max(told) < 60

@@ -7,7 +7,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -165,6 +165,7 @@ class Run:
         self.taken: dict[str, int] = {}  # steps of each phase
         self.ready: dict[str, int] = {}  # steps of these whose results were there when the phase began
         self.images: dict[str, int] = {}  # real images of a step of each phase, as it was when the phase began
+        self.costs: dict[str, float] = {}  # seconds of a step of each phase, once it is measured
         self.history: list[str] = []  # what the command alone would not repeat
         self.stop = False
 
@@ -285,6 +286,7 @@ class Run:
             costs[phase.name] = (time.perf_counter() - start) / shares
         self.method.load_state_dict(before)
         self.seconds += time.perf_counter() - begun
+        self.costs = costs
         steps = steps_within(minutes, phases, costs, self.seconds, taken)
         self.plan = Plan.from_json(self.plan.to_json() | {"steps": steps, "minutes": minutes})
         self.method.steps = steps
@@ -301,9 +303,9 @@ class Run:
             if done:
                 self._catch_up(done)
             first = 0
-            for phase in phases:
+            for number, phase in enumerate(phases):
                 if done < first + phase.steps:
-                    self._phase(phase, first, done - first if done > first else 0)
+                    self._phase(phase, first, done - first if done > first else 0, phases[number + 1 :])
                     done = first + phase.steps
                 first += phase.steps
             self.checkpoint(done)
@@ -323,7 +325,28 @@ class Run:
         if done in self._marks(self.plan.probes) - probed:
             self._probe(done)
 
-    def _phase(self, phase: Phase, first: int, begin: int) -> None:
+    def _seconds_left(self, phase: Phase, steps: int, rate: float, later: Sequence[Phase]) -> float | None:
+        """Return the seconds that a run has left, as far as can be told.
+
+        A phase not measured yet is taken to be as fast as the one under way, unless that is of fixed length: its steps
+        are another matter altogether, such as the training of a whole network.
+
+        Args:
+            phase: The phase under way.
+            steps: Its steps that are left.
+            rate: Steps a second.
+            later: The phases to come.
+        """
+        self.costs[phase.name] = 1 / rate
+        left = steps / rate
+        for other in later:
+            known = self.costs.get(other.name) or self.costs.get(other.like)
+            if known is None and phase.fixed and not other.fixed:
+                return None
+            left += other.steps * (known or 1 / rate)
+        return left
+
+    def _phase(self, phase: Phase, first: int, begin: int, later: Sequence[Phase] = ()) -> None:
         clock = saved = logged = time.perf_counter()
         logged_step = begin
         marks, probes = self._marks(GRIDS), self._marks(self.plan.probes)
@@ -352,7 +375,8 @@ class Run:
                 }
                 if step > begin or step + 1 == phase.steps:  # the first step compiles, and says nothing of the others
                     event["images_per_second"] = round(rate * phase.images, 1)
-                    event["eta_seconds"] = round((self.plan.steps - done) / rate, 1)
+                    left = self._seconds_left(phase, phase.steps - step - 1, rate, later)
+                    event |= {} if left is None else {"eta_seconds": round(left, 1)}
                 self._check_finite(values, done)
                 self._record(event)
                 self.progress(event)
