@@ -238,7 +238,7 @@ class PDD(Method):
     def enter(self, phase: Phase) -> Phase:
         """Begin the stage of a phase, and return the phase as it is there; see `Method.enter`."""
         self._reach(int(phase.name.split(":")[0].removeprefix("stage ")) - 1)
-        now = {other.name: other for other in self.phases()}[phase.name]
+        now = {other.name: other for other in self.phases()}.get(phase.name, phase)
         return dataclasses.replace(now, steps=phase.steps)
 
     def _require_stages(self) -> None:
