@@ -319,6 +319,9 @@ def test_the_command_on_a_card_tells_nothing_of_this_machine_and_makes_it_in_one
     ]
     for name in ("config.json", "README.md"):
         assert str(here) not in (here / "one/generator" / name).read_text()
+    brief = json.loads(run("distill", "digits", "--minutes", "0.02", "-o", "two", "--json", *TINY).out)
+    assert brief["provenance"]["command"].startswith("dimdata distill digits")
+    assert "--minutes 0.02 " in brief["provenance"]["command"]
 
 
 def test_distill_and_resume(run):

@@ -178,7 +178,7 @@ def _again(context: typer.Context, data: str, folder: Path, minutes: float | Non
             continue
         value = context.params[name]
         for each in value if isinstance(value, list | tuple) else [value]:
-            text = str(each)
+            text = f"{each:g}" if isinstance(each, float) else str(each)
             key = text[: text.index("=") + 1] if name == "settings" else ""
             bare = text[len(key) :].strip().strip("'\"")
             words += [option, text if shareable(bare) == bare else f"{key}{shareable(bare)}"]
