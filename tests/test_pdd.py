@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
 from dimdata import artifact, latents
+from dimdata.cli.main import main
 from dimdata.dataset import GeneratedDataset
 from dimdata.distill.config import make_config
 from dimdata.distill.estimate import estimate
@@ -21,6 +23,7 @@ from dimdata.distill.pdd import PDD, PddConfig, Shelf, fresh_ipc
 from dimdata.distill.run import distill
 from dimdata.engine import Engine
 from dimdata.errors import ArgumentError, FormatError, NotFoundError
+from dimdata.evaluate import evaluate
 from dimdata.generators.base import Generator
 from dimdata.real import Split, load_real
 from dimdata.spec import Record
@@ -589,3 +592,24 @@ def test_a_base_without_epochs_for_all_stages_is_refused_before_the_run():
     short = DIM | {"recipe": {"legs": [{"epochs": 1, "batch_size": 20}]}}
     with pytest.raises(ArgumentError, match="1 epochs for 2 stages"):
         method(OVER_DIM | {"settings": short})
+
+
+def test_train_refuses_a_part_of_stored_stages(tmp_path, capsys):
+    folder = distill("digits", out=tmp_path / "run", method="pdd", settings=OVER_DM, steps=12, **PLAIN)
+    words = ["train", str(folder), "--student", "convnet1-w8", "--compile", "off"]
+    assert main([*words, "--ipc", "2"]) == 2
+    assert "IPC 2 is a part of the 60 images of 3 stages" in capsys.readouterr().err
+
+
+def test_evaluate_takes_what_is_real_by_its_path(tmp_path):
+    real = load_real("digits")
+    parts = {"train": real.train, "test": real.test}
+    arrays = {
+        f"{part}_{what}": getattr(of, what).numpy() for part, of in parts.items() for what in ("images", "labels")
+    }
+    np.savez(tmp_path / "own.npz", **arrays)
+    folder = distill("digits", out=tmp_path / "run", method="dm", settings=DM, steps=2, **PLAIN)
+    (score,) = evaluate(
+        folder, real=tmp_path / "own.npz", students="convnet1-w8", seeds=1, epochs=1, baselines=(), engine=ENGINE
+    )
+    assert score.dataset == "own"
