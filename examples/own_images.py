@@ -62,7 +62,8 @@ def main() -> None:
 
 def show(event: dict) -> None:
     if "steps" in event:
-        print(f"{event['phase']} {event['step']}/{event['steps']}, {event['eta_seconds']:.0f} s left", flush=True)
+        left = f", {event['eta_seconds']:.0f} s left" if "eta_seconds" in event else ""  # not known from the start
+        print(f"{event['phase']} {event['step']}/{event['steps']}{left}", flush=True)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -71,6 +72,13 @@ def test_own_images(tmp_path: Path) -> None:
     percent(r"It is right on ([\d.]+)% of 500 real test images", out)
     assert (tmp_path / "run" / "student.safetensors").is_file()
     refused_anew(*words, cwd=tmp_path)
+
+
+def test_own_images_shows_progress_before_the_time_left_is_known(capsys: pytest.CaptureFixture[str]) -> None:
+    show = runpy.run_path(str(EXAMPLES / "own_images.py"))["show"]
+    show({"phase": "gan", "step": 1, "steps": 9, "losses": {}})
+    show({"phase": "gan", "step": 5, "steps": 9, "losses": {}, "images_per_second": 64.0, "eta_seconds": 2.4})
+    assert capsys.readouterr().out.splitlines() == ["gan 1/9", "gan 5/9, 2 s left"]
 
 
 def test_replay(tmp_path: Path) -> None:

@@ -82,7 +82,8 @@ def distill(
         root: Where real datasets are stored.
         probes: Score a student on held-out training images that many times on the way.
         progress: Called with {phase, step, steps, images_per_second, eta_seconds, losses} every two seconds; without
-            rate and time left after a first step that took longer than that, since it compiled.
+            the two where they are not known: after a first step that took longer than that, since it compiled, and
+            `eta_seconds` as long as it depends on a phase of another kind that has not begun.
         command: What makes the generator once more, for its provenance, which others read.
 
     Returns:
