@@ -19,7 +19,7 @@ from dimdata.distill.config import make_config
 from dimdata.distill.estimate import estimate
 from dimdata.distill.forgetting import forgetting_counts, hardest
 from dimdata.distill.method import METHODS, Method, Phase
-from dimdata.distill.pdd import PDD, PddConfig, Shelf, fresh_ipc
+from dimdata.distill.pdd import PDD, PddConfig, RealSteps, Shelf, fresh_ipc
 from dimdata.distill.run import distill
 from dimdata.engine import Engine
 from dimdata.errors import ArgumentError, FormatError, NotFoundError
@@ -28,7 +28,8 @@ from dimdata.generators.base import Generator
 from dimdata.real import Split, load_real
 from dimdata.spec import Record
 from dimdata.students.source import InitLaw
-from dimdata.students.train import train
+from dimdata.students.train import accuracy, train
+from dimdata.whitening import Whitening
 
 PLAIN = {"device": "cpu", "precision": "fp32", "compile": "off"}
 ENGINE = Engine.of("cpu", "fp32", "off")
@@ -160,6 +161,54 @@ def test_networks_of_a_shelf_are_trained_staggered_and_copied():
     with torch.no_grad():
         next(young.parameters()).zero_()
     assert same(shelf.network(0).state_dict(), again.state_dict()), "what is handed out is a copy"
+
+
+def test_networks_may_go_on_from_the_stages_to_real_images():
+    real = load_real("digits")
+    pdd = method()
+    take(pdd, 0, 4)
+    generator, source = pdd.generator().view(stage=1), InitLaw("convnet1-w8", (1, 8, 8), 10)
+
+    def network(steps):
+        shelf = Shelf(generator, source, 2, 8, 0.0, 0, ENGINE, RealSteps(real, steps, 0.05) if steps else None)
+        made = shelf.network(1)  # the older of the two
+        right = accuracy(made.eval(), real.test.images, real.test.labels, real.mean, real.std)
+        return right, made, shelf.real_images
+
+    without, with_real = network(0), network(60)
+    assert with_real[2] == 60 * 128
+    assert without[2] == 0
+    assert with_real[0] > without[0] + 0.05
+    young = Shelf(generator, source, 2, 8, 0.0, 0, ENGINE, RealSteps(real, 60, 0.05))
+    young.network(0)
+    assert young.real_images == 30 * 128, "the younger network takes half of the steps"
+
+
+def test_the_real_images_of_networks_are_counted_over_a_resumed_run():
+    settings = OVER_DM | {"real_steps": 4}
+    whole, cut, resumed = method(settings), method(settings), method(settings)
+    take(whole, 0, 12)
+    each = (2 + 4) * 128  # two networks a stage, of half and of full age
+    assert whole.images_beside() == 2 * each
+    take(cut, 0, 6)
+    assert cut.images_beside() == each
+    resumed.load_state_dict({name: tensor.clone() for name, tensor in cut.state_dict().items()})
+    take(resumed, 6, 12)
+    assert resumed.images_beside() == 3 * each, "a resumed run trains those of its stage again"
+    assert same(tensors(resumed.generator()), tensors(whole.generator()))
+
+
+def test_real_images_are_whitened_for_networks_as_those_of_the_stages_are():
+    pdd = method(OVER_DM | {"settings": DM | {"zca": 0.1}})
+    take(pdd, 0, 4)
+    generator = pdd.generator().view(stage=1)
+    source = InitLaw("convnet1-w8", (1, 8, 8), 10)
+    trained = RealSteps(pdd.real, 2, 0.01).after(source, 1.0, generator, 0, ENGINE)
+    found = Whitening.of(trained.generator.recipe, trained.generator.recipe_tensors)
+    assert found is not None
+    images = pdd.real.train.images[:5].float() / 255
+    assert torch.equal(found(images), pdd.base.normalize(images))
+    trained.network(0)  # trains on whitened images
 
 
 def ages(size, age=100, youngest=0.0):
@@ -569,6 +618,8 @@ def test_settings_out_of_range_are_refused():
         {"networks": 0},
         {"age": -1},
         {"youngest": 1.1},
+        {"real_steps": -1},
+        {"real_lr": 0.0},
         {"drop": 1.0},
         {"drop_epochs": 1},
         {"first_share": 1.0},

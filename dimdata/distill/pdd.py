@@ -36,14 +36,16 @@ from dimdata.distill.staging import shares, shortened, steps_of, walk
 from dimdata.engine import Engine
 from dimdata.errors import ArgumentError, FormatError
 from dimdata.generators.base import GENERATORS, Generator, shapes_only
-from dimdata.real import RealData
-from dimdata.recipe import MAX_LEGS, Recipe
+from dimdata.real import RealData, all_real
+from dimdata.recipe import MAX_LEGS, WHITENING, Leg, Recipe
 from dimdata.spec import Record, Spec, canonical_json, require
 from dimdata.students import find_student
 from dimdata.students.source import NetworkSource, TrainedOn
 
 _FRESH_IPC = 10  # images per class an epoch where they are unlimited; only steps count
 _GOLDEN = (math.sqrt(5) - 1) / 2
+_REAL_BATCH = 128
+_ON_REAL = latents.stream("pdd.real")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +70,10 @@ class PddConfig(Record):
             when it comes to the stage.
         youngest: Share of that age which all of them have at least; their ages lie at equal distances above it. As
             published, all are of full age (1); over `mtt` there are 100, and over `idc` each is used but once.
+        real_steps: Steps on real images that the oldest network takes after those on the stages, the others as many
+            fewer as they are younger; 0 = none. What is distilled is then what a student needs that goes on from the
+            stages to real images, as it is for the experts of `mtt`, which take such steps by themselves.
+        real_lr: Learning rate of these steps: SGD with momentum 0.9, 128 of the stage's real images each.
         drop: Share of the real images of each class that the last stage leaves out, the easiest first; the stages
             between leave out proportionally less, the first none.
         drop_student: The network whose forgetting tells which images are easy.
@@ -83,6 +89,8 @@ class PddConfig(Record):
     networks: int = 32
     age: int = 0
     youngest: float = 0.0
+    real_steps: int = 0
+    real_lr: float = 0.01
     drop: float = 0.0
     drop_student: str = "convnet3-w32"
     drop_epochs: int = 6
@@ -94,6 +102,8 @@ class PddConfig(Record):
         require(self.networks >= 1, f"config.networks is {self.networks}; 1 or more is needed.")
         require(self.age >= 0, f"config.age is {self.age}; it must not be negative.")
         require(0 <= self.youngest <= 1, f"config.youngest is {self.youngest}; it must be in [0, 1].")
+        require(self.real_steps >= 0, f"config.real_steps is {self.real_steps}; it must not be negative.")
+        require(self.real_lr > 0, f"config.real_lr is {self.real_lr}; it must be positive.")
         share = self.last_share
         require(share is None or 0 < share < 1, f"config.last_share is {share}; it must be in (0, 1).")
         require(0 <= self.drop < 1, f"config.drop is {self.drop}; it must be in [0, 1).")
@@ -109,6 +119,34 @@ def fresh_ipc(generator: Generator) -> int:
     return max(_FRESH_IPC, generator.stages)
 
 
+@dataclass(frozen=True)
+class RealSteps:
+    """Steps on real images that networks take after those on the stages before.
+
+    Attributes:
+        data: What they are taken on.
+        steps: Those of the oldest network.
+        lr: Learning rate of SGD.
+    """
+
+    data: RealData
+    steps: int
+    lr: float
+
+    def count(self, share: float) -> int:
+        """Return the steps of a network of a share of the greatest age."""
+        return max(1, round(self.steps * share))
+
+    def after(self, source: NetworkSource, share: float, generator: Generator, seed: int, engine: Engine) -> TrainedOn:
+        """Return networks of a source that took their share of the steps, seeing images as on a generator."""
+        whitened, tensors = generator.recipe.whitening, generator.recipe_tensors
+        leg = Leg(steps=self.count(share), batch_size=_REAL_BATCH, lr=self.lr, weight_decay=0.0)
+        names = tuple(name for name in tensors if name.startswith(WHITENING))
+        lesson = all_real(self.data, Recipe(legs=(leg,), whitening=whitened, tensors=names))
+        lesson.recipe_tensors = {name: tensors[name] for name in names}
+        return TrainedOn(lesson, source, seed=latents.fold(seed, _ON_REAL), engine=engine)
+
+
 class Shelf:
     """Networks of staggered age, trained on a generator when they are first asked for, and handed out in turn.
 
@@ -122,6 +160,10 @@ class Shelf:
         youngest: See `PddConfig`.
         seed: Of the trainings.
         engine: Device and precision.
+        real: What they are trained on afterwards, if anything.
+
+    Attributes:
+        real_images: Real images that they were shown so far, repeated ones counted each time.
     """
 
     def __init__(
@@ -133,20 +175,24 @@ class Shelf:
         youngest: float,
         seed: int,
         engine: Engine,
+        real: RealSteps | None = None,
     ) -> None:
         self.generator, self.source, self.size, self.age, self.youngest = generator, source, size, age, youngest
-        self.seed, self.engine = seed, engine
+        self.seed, self.engine, self.real, self.real_images = seed, engine, real, 0
         # The whole number without a common divisor that is nearest to the golden section spreads any first few.
         self._stride = min(
             (n for n in range(1, size + 1) if math.gcd(n, size) == 1), key=lambda n: abs(n - size * _GOLDEN)
         )
         self._made: dict[int, nn.Module] = {}
 
+    def share(self, number: int) -> float:
+        """Return the age of network `number` as a share of the oldest one's, in (0, 1]."""
+        rank = number * self._stride % self.size
+        return self.youngest + (1 - self.youngest) * (rank + 1) / self.size
+
     def steps(self, number: int) -> int:
         """Return the steps of network `number`'s training."""
-        rank = number * self._stride % self.size
-        share = self.youngest + (1 - self.youngest) * (rank + 1) / self.size
-        return max(1, round(self.age * share))
+        return max(1, round(self.age * self.share(number)))
 
     def network(self, number: int) -> nn.Module:
         """Return a copy of network `number` modulo the size; see `NetworkSource`."""
@@ -160,6 +206,10 @@ class Shelf:
                 seed=self.seed,
                 engine=self.engine,
             )
+            if self.real is not None:
+                share = self.share(place)
+                trained = self.real.after(trained, share, self.generator, self.seed, self.engine)
+                self.real_images += min(_REAL_BATCH, len(self.real.data.train)) * self.real.count(share)
             self._made[place] = trained.network(place)
             self._made[place].zero_grad()  # or what is kept would take twice the memory
         return copy.deepcopy(self._made[place])
@@ -192,6 +242,8 @@ class PDD(Method):
         find_student(config.drop_student)
         self.done: list[Generator] = []
         self.counts: Tensor | None = None  # how often each real image is forgotten
+        self._shelves: list[Shelf] = []
+        self._shown = 0  # real images that networks were shown before this process took the run up
         self._checked = 0  # the steps for which this process has seen that every stage can be distilled
         self.base = self._base({})
         self._phases = {phase.name: phase for phase in self.base.phases()}
@@ -309,11 +361,16 @@ class PDD(Method):
         generator, seed = self._union(self.done), latents.fold(self.seed, stage)
         age, config = self._age(generator), self.config
 
+        data = self._hard(stage)
+        real = RealSteps(data, config.real_steps, config.real_lr) if config.real_steps else None
+
         def after(source: NetworkSource) -> NetworkSource:
-            return Shelf(generator, source, config.networks, age, config.youngest, seed, self.engine)
+            shelf = Shelf(generator, source, config.networks, age, config.youngest, seed, self.engine, real)
+            self._shelves.append(shelf)
+            return shelf
 
         earlier = Earlier(generator, after, state, self._key(generator, age, seed), self.seed, self.real)
-        return self.kind(self.share, self._hard(stage), self.engine, seed, budget, earlier)
+        return self.kind(self.share, data, self.engine, seed, budget, earlier)
 
     def _age(self, before: Generator) -> int:
         """Return the student steps of the oldest networks that are trained on finished stages."""
@@ -325,8 +382,11 @@ class PDD(Method):
 
     def _key(self, generator: Generator, age: int, seed: int) -> str:
         """Return a digest of all that decides on the networks of a `Shelf`, but for what they are before it."""
-        training = {"networks": self.config.networks, "age": age, "youngest": self.config.youngest, "seed": seed}
-        text = canonical_json(training | {"recipe": generator.recipe.to_json()})
+        config = self.config
+        training: dict[str, float] = {"networks": config.networks, "age": age, "youngest": config.youngest}
+        if config.real_steps:
+            training |= {"real_steps": config.real_steps, "real_lr": config.real_lr}
+        text = canonical_json(training | {"seed": seed, "recipe": generator.recipe.to_json()})
         found = hashlib.blake2b(text.encode(), digest_size=16)
         for _, tensor in sorted((generator.state_dict() | generator.recipe_tensors).items()):
             found.update(tensor.detach().cpu().contiguous().numpy().data)
@@ -372,8 +432,16 @@ class PDD(Method):
         return self.config.stages - 1 - len(self.done)
 
     def images_beside(self) -> int:
-        """Return the images by which it was told which are easy; see `Method.images_beside`."""
-        return 0 if self.counts is None else self.config.drop_epochs * len(self.real.train)
+        """Return those that told which are easy, and those that networks saw after the stages before.
+
+        See `Method.images_beside`.
+        """
+        told = 0 if self.counts is None else self.config.drop_epochs * len(self.real.train)
+        return told + self._networks_saw()
+
+    def _networks_saw(self) -> int:
+        """Return the real images that networks were shown after the stages before."""
+        return self._shown + sum(shelf.real_images for shelf in self._shelves)
 
     def generator(self) -> Generator:
         """Return the stages done and the one under way."""
@@ -389,11 +457,15 @@ class PDD(Method):
             state |= {f"stage.{number}.recipe.{name}": tensor for name, tensor in part.recipe_tensors.items()}
         if self.counts is not None:
             state["forgetting"] = self.counts
+        if self.config.real_steps:
+            state["shown"] = torch.tensor([self._networks_saw()])
         return state | {f"base.{name}": tensor for name, tensor in self.base.state_dict().items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `state_dict` returned."""
         self.counts = state["forgetting"].cpu() if "forgetting" in state else None
+        self._shown = int(state["shown"]) if "shown" in state else 0
+        self._shelves.clear()
         try:
             self.done = [_restored(number, state) for number in range(int(state["stage"]))]
         except FormatError as error:
