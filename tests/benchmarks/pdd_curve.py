@@ -29,6 +29,7 @@ from dimdata.distill.run import distill
 from dimdata.distill.staging import walk
 from dimdata.engine import Engine, keep_freed_memory
 from dimdata.evaluate import evaluate
+from dimdata.files import write_atomic
 from dimdata.generators.base import Generator
 from dimdata.generators.table import TableGenerator
 from dimdata.real import load_real, validation_split
@@ -70,6 +71,7 @@ def main() -> None:
     parser.add_argument("--base", default="dm", help="a method that learns tables")
     parser.add_argument("--preset", default="", help="of the base")
     parser.add_argument("--set", dest="settings", action="append", default=[], help="a setting of the base")
+    parser.add_argument("--pdd", action="append", default=[], help="a setting of progressive distillation")
     parser.add_argument("--per-stage", type=int, default=10, help="images per class of a stage")
     parser.add_argument("--stages", type=int, default=10)
     parser.add_argument("--points", help="numbers of stages to score, such as 1,2,5,10 [default: all]")
@@ -86,8 +88,11 @@ def main() -> None:
         real = validation_split(real)
     scored_on = "validation" if arguments.validation else "test"
     settings: dict = {}
+    staged: dict = {}
     for text in arguments.settings:
         settings = merge(settings, parse_setting(text))
+    for text in arguments.pdd:
+        staged = merge(staged, parse_setting(text))
     wanted = [int(word) for word in arguments.points.split(",")] if arguments.points else None
     counts = wanted or list(range(1, arguments.stages + 1))
     kind = METHODS[arguments.base]
@@ -123,6 +128,9 @@ def main() -> None:
             "preset": arguments.preset,
             "settings": settings | {"ipc": arguments.stages * arguments.per_stage},
         }
+        stages = merge(stages, staged)
+        if stages["stages"] != arguments.stages:
+            parser.error("the stages are set by --stages")
         out = run(f"{arguments.stages}-stages", "pdd", stages, (arguments.steps + fixed) * arguments.stages, seed)
         whole = artifact.load(out / "generator")
         if not isinstance(whole, TableGenerator):
@@ -132,8 +140,8 @@ def main() -> None:
             config = make_config(kind.Config, arguments.preset or None, settings | {"ipc": point["ipc"]})
             config = dataclasses.replace(config, lr=config.lr * stage_lr / kind.for_stages(config, k).lr)
             alone = run(f"single-{k}", arguments.base, config.to_json(), arguments.steps * k + fixed, seed)
-            staged = score(first_stages(whole, k, one.recipe.legs[0]), out, seed)
-            scores = staged, score(artifact.load(alone / "generator"), alone, seed)
+            in_stages = score(first_stages(whole, k, one.recipe.legs[0]), out, seed)
+            scores = in_stages, score(artifact.load(alone / "generator"), alone, seed)
             if len({(each.steps, each.images) for each in scores}) > 1:
                 raise SystemExit(f"The two are not trained alike: {scores}.")
             for name, each in zip(("progressive", "single"), scores, strict=True):
@@ -148,9 +156,10 @@ def main() -> None:
                 "fixed_steps": fixed,
                 "student": arguments.student,
                 "points": points,
+                "settings": stages,
                 "machine": Engine.of().describe(),
             }
-            arguments.out.write_text(json.dumps(summary, indent=1) + "\n")
+            write_atomic(arguments.out, (json.dumps(summary, indent=1) + "\n").encode())
     if importlib.util.find_spec("matplotlib"):
         draw(points, scored_on, arguments.out.with_suffix(".png"))
 
