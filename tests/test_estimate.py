@@ -81,6 +81,21 @@ def test_every_method_can_be_estimated(name, real, places):
     assert list(places.iterdir()) == [], "nothing is written"
 
 
+@pytest.mark.parametrize(("base", "form"), [("dm", {}), ("dim", {}), ("dim", {"network": {"name": "subpixel-coded"}})])
+def test_the_size_of_all_stages_is_told_beforehand(base, form, real):
+    small = {"width": 16, "mid": 16, "stem": 8}
+    settings = TINY[base] | ({"network": small | form.get("network", {})} if base == "dim" else {"ipc": 4})
+    settings |= {"recipe": {"legs": [{"epochs": 4, "batch_size": 10}]}}
+    method = make("pdd", real, steps=8, base=base, settings=settings)
+    told = method.outline().nbytes
+    for phase in method.phases():
+        for step in range(phase.steps):
+            phase.step(step)
+    whole = method.generator()
+    assert whole.stages == 2
+    assert told == whole.nbytes
+
+
 @pytest.mark.parametrize("name", ["dim", "dd", "dm", "mtt"])
 def test_the_disk_is_enough_and_not_far_too_much(name, real, places):
     """Against a real run: its last checkpoint, and the folder at its end."""

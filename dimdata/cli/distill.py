@@ -220,7 +220,7 @@ def _plan(
     engine = Engine.of(device, precision, compile)
     total = steps or kind.budget(chosen, real)
     made = kind(chosen, real, engine, seed, total)
-    generator = made.generator()
+    generator = made.outline()
     phases = made.phases()
     found = estimate(made, minutes, on_phase=lambda name: output.note(f"Timing a few steps of the phase {name} ..."))
     free = free_bytes(folder)

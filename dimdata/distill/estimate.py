@@ -99,7 +99,7 @@ def estimate(
         found[phase.name] = PhaseEstimate(phase.steps, phase.ready, costs[phase.name], left * costs[phase.name])
     memory, of = _memory(method.engine)
     checkpoint = method.checkpoint_bytes()  # now that the optimisers hold what they will
-    generator = method.generator()
+    generator = method.outline()
     grid = len(preview.png(generator))
     return Estimate(
         phases=found,

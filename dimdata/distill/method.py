@@ -201,3 +201,7 @@ class Method(ABC):
     @abstractmethod
     def generator(self) -> Generator:
         """Return the generator as it stands; asked for at any time."""
+
+    def outline(self) -> Generator:
+        """Return a generator like the finished one in all but its values, by which to tell its size beforehand."""
+        return self.generator()

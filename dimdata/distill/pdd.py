@@ -447,6 +447,10 @@ class PDD(Method):
         """Return the stages done and the one under way."""
         return self._union([*self.done, self.base.generator().to("cpu")], self.config.last_share)
 
+    def outline(self) -> Generator:
+        """Return all stages, as if each were the one under way."""
+        return self._union([self.base.generator().to("cpu")] * self.config.stages, self.config.last_share)
+
     def state_dict(self) -> dict[str, Tensor]:
         """Return the finished stages, the forgetting counts, and the state of the base."""
         state = {"stage": torch.tensor([len(self.done)])}
