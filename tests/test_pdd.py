@@ -20,7 +20,7 @@ from dimdata.distill.estimate import estimate
 from dimdata.distill.forgetting import forgetting_counts, hardest
 from dimdata.distill.method import METHODS, Method, Phase
 from dimdata.distill.pdd import PDD, PddConfig, RealSteps, Shelf, fresh_ipc
-from dimdata.distill.run import distill
+from dimdata.distill.run import Run, distill
 from dimdata.engine import Engine
 from dimdata.errors import ArgumentError, FormatError, NotFoundError
 from dimdata.evaluate import evaluate
@@ -209,6 +209,17 @@ def test_real_images_are_whitened_for_networks_as_those_of_the_stages_are():
     images = pdd.real.train.images[:5].float() / 255
     assert torch.equal(found(images), pdd.base.normalize(images))
     trained.network(0)  # trains on whitened images
+
+
+def test_the_first_steps_of_a_later_stage_do_not_tell_the_time_left(tmp_path):
+    run = Run.__new__(Run)
+    run.costs = {}
+    first, second = (
+        Phase(f"stage {n}: match", 200, lambda step: {}, 1, like="stage 1: match" * (n - 1)) for n in (1, 2)
+    )
+    assert run._seconds_left(first, 100, 10.0, (second,)) == pytest.approx(10 + 20)
+    assert run._seconds_left(second, 199, 0.1, ()) == pytest.approx(19.9), "networks are trained in these steps"
+    assert run._seconds_left(second, 100, 5.0, ()) == pytest.approx(20)
 
 
 def ages(size, age=100, youngest=0.0):

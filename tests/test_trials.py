@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -52,6 +53,7 @@ def call(tmp_path, monkeypatch, capsys):
         small = ["--student", "convnet1-w8", "--epochs", "1", "--device", "cpu", "--compile", "off"]
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", [program, *common, *small, *arguments])
+        monkeypatch.setattr(__import__("trials"), "TIMED_SECONDS", 0.0)
         __import__(program).main()
         return capsys.readouterr().out, [json.loads(line) for line in out.read_text().splitlines()]
 
@@ -92,6 +94,60 @@ def test_levers_of_training(call):
     ]
     gains = [after["accuracy"] - before["accuracy"] for before, after in (rows[:2], rows[2:])]
     assert f"{sum(gains) / 2:+.2f} ±" in next(line for line in out.splitlines() if line.startswith("| projection"))
+
+
+def test_a_trial_that_fails_is_a_row_and_the_others_go_on(call, monkeypatch):
+    import trials
+
+    from dimdata.errors import RunError
+
+    whole = trials.distill
+
+    def distill(*arguments, **settings):
+        if settings["config"].lr == 1e-4 and settings["seed"] == 1:
+            raise RunError("The loss is no number.")
+        return whole(*arguments, **settings)
+
+    monkeypatch.setattr(trials, "distill", distill)
+    variants = LEVERS + '["rate".small]\nlr = 1e-4\n'
+    out, rows = call(
+        "training_levers", variants, "--steps", "4", "--seeds", "2", "--only", "as-it-is", "--only", "small"
+    )
+    assert [row["accuracy"] is None for row in rows] == [False, False, False, True]
+    assert rows[-1]["failed"] == "The loss is no number."
+    assert "small, seed 1: failed: The loss is no number." in out
+    assert re.search(
+        r"\| 1 \(failed: (0, )?1\) \|", next(line for line in out.splitlines() if line.startswith("| rate"))
+    )
+
+
+def test_trials_begin_calmly_unless_they_are_told_otherwise(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import trials
+
+    (tmp_path / "toy.toml").write_text(TOY)
+    common = ["--real", "digits", "--config", str(tmp_path / "toy.toml"), "--out", str(tmp_path / "rows.jsonl")]
+
+    def config(*more):
+        return trials.Bench(trials.options("").parse_args([*common, "--device", "cpu", *more])).config({})
+
+    assert (config().start, config().calm) == ("varied", 500)
+    told = config("--set", "calm=0")
+    assert (told.start, told.calm) == ("varied", 0)
+
+
+@pytest.mark.parametrize("preset", ["dim-cifar10", "dim-cifar10-gpu", "paper"])
+def test_levers_of_the_share_of_matching_hold_for_presets_that_count_epochs(preset, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import trials
+
+    from dimdata.distill.config import make_config
+    from dimdata.distill.dim import DimConfig
+
+    for axis, settings in trials.variants(BENCHMARKS / "training_levers.toml").values():
+        if axis == "time given to matching":
+            config = make_config(DimConfig, preset, settings)
+            assert (config.gan_epochs, config.match_epochs) == (0, 0), "or its share of the steps would say nothing"
 
 
 def test_the_critic_without_projection_is_that_of_the_base_but_for_it(monkeypatch):

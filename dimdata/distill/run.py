@@ -40,6 +40,7 @@ LOG_SECONDS = 2.0
 CHECKPOINT_SECONDS = 60.0
 COMPILE_FROM_MINUTES = 10.0  # below, compiling would take a good part of the budget
 GRIDS = 10
+EARLY = 0.02  # share of a phase's steps that say little of the others
 
 _CALMER = "Begin another run (--out DIR) with a lower learning rate (--set lr=...)."
 
@@ -74,7 +75,7 @@ def distill(
         minutes: Time budget, compiling and measuring included; the number of steps that fits is measured after a
             warm-up and recorded.
         steps: Step budget, instead.
-        seed: Equal seeds give equal generators on an equal machine.
+        seed: Equal seeds give equal generators on an equal CPU; kernels of a GPU may add up in another order.
         device: See `Engine.of`.
         precision: See `Engine.of`.
         compile: See `Engine.of`; `auto` is off where `minutes` is below 10.
@@ -330,7 +331,8 @@ class Run:
         """Return the seconds that a run has left, as far as can be told.
 
         A phase not measured yet is taken to be as fast as the one under way, unless that is of fixed length: its steps
-        are another matter altogether, such as the training of a whole network.
+        are another matter altogether, such as the training of a whole network. So are the first steps of a phase like
+        an earlier one, which may train what the stages before it left to be trained.
 
         Args:
             phase: The phase under way.
@@ -338,13 +340,15 @@ class Run:
             rate: Steps a second.
             later: The phases to come.
         """
-        self.costs[phase.name] = 1 / rate
-        left = steps / rate
+        early = phase.steps - steps <= EARLY * phase.steps
+        cost = self.costs.get(phase.like, 1 / rate) if early else 1 / rate
+        self.costs[phase.name] = cost
+        left = steps * cost
         for other in later:
             known = self.costs.get(other.name) or self.costs.get(other.like)
             if known is None and phase.fixed and not other.fixed:
                 return None
-            left += other.steps * (known or 1 / rate)
+            left += other.steps * (known or cost)
         return left
 
     def _phase(self, phase: Phase, first: int, begin: int, later: Sequence[Phase] = ()) -> None:

@@ -90,8 +90,9 @@ def train(
     """Train a student on a generator's images, leg by leg as the recipe says.
 
     Epochs count on over the legs, and so does the state of the optimiser while its kind stays the same. Everything is
-    a pure function of the seed and the starting weights, at equal device, precision and number of threads. A loss that
-    is no finite number at the end is warned of in the log `dimdata`.
+    a pure function of the seed and the starting weights, at equal precision and number of threads on an equal CPU
+    (kernels of a GPU may add up in another order). A loss that is no finite number at the end is warned of in the log
+    `dimdata`.
 
     Args:
         network: A student's name or factory, started as the recipe says; or a network, trained in place as it is.

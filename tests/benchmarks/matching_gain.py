@@ -4,34 +4,28 @@
     python tests/benchmarks/matching_gain.py mnist --config dim-mnist --set start=varied --set calm=500 --out gain.json
 
 For each seed two generators are distilled: one with the matching phase, one without it and with as many more steps of
-the GAN phase as take the same time (by the seconds per step measured in the first run). A student is trained on each
-and scored on the test set. Finished runs and scores are kept in the working folder, so a stopped call goes on.
+the GAN phase as take the same time, by seconds a step that are measured before (processor time on a CPU). A student is
+trained on each and scored on the test set. Finished runs, scores and what was measured are kept in the working folder,
+so a stopped call goes on.
 """
 
 import argparse
-import itertools
 import json
 import statistics
+import time
 from pathlib import Path
 from typing import Any
 
-from dimdata.distill.config import merge, parse_setting
+from trials import PLANNED_STEPS, step_seconds
+
+from dimdata.distill.config import make_config, merge, parse_setting
+from dimdata.distill.dim import DiM, DimConfig
 from dimdata.distill.run import distill
 from dimdata.engine import Engine, keep_freed_memory
 from dimdata.evaluate import evaluate
+from dimdata.files import write_atomic
 from dimdata.real import load_real
 from dimdata.scores import digest
-
-
-def seconds_per_step(run: Path) -> dict[str, float]:
-    """Median seconds per step of each phase, from the run's metrics."""
-    rates: dict[str, list[float]] = {}
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    for before, after in itertools.pairwise(lines):
-        if before["phase"] == after["phase"] and after["step"] > before["step"]:
-            rate = (after["seconds"] - before["seconds"]) / (after["step"] - before["step"])
-            rates.setdefault(after["phase"], []).append(rate)
-    return {phase: statistics.median(values) for phase, values in rates.items()}
 
 
 def main() -> None:
@@ -54,6 +48,18 @@ def main() -> None:
     for text in arguments.settings:
         common = merge(common, parse_setting(text))
 
+    def costs(path: Path, seed: int) -> dict[str, float]:
+        """Return seconds a step of each phase, measured once."""
+        if not path.is_file():
+            engine = Engine.of()
+            config = make_config(DimConfig, arguments.config, common)
+            assert isinstance(config, DimConfig)
+            clock = time.process_time if engine.device.type == "cpu" else time.perf_counter
+            found = step_seconds(DiM(config, real, engine, seed, PLANNED_STEPS), clock)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, json.dumps(found).encode())
+        return dict(json.loads(path.read_text()))
+
     def score(run: Path, steps: int, seed: int, **own: float) -> float:
         settings = {**common, **own}
         folder = run / "generator"
@@ -74,12 +80,15 @@ def main() -> None:
     pairs = []
     for seed in range(arguments.seeds):
         work = arguments.work / f"{real.name}-{digest([arguments.config, common, arguments.steps])[:8]}-{seed}"
+        cost = costs(work / "costs.json", seed)
+        if "match" not in cost:
+            parser.error("these settings have no matching phase")
         given = score(work / "match", arguments.steps, seed)
-        cost = seconds_per_step(work / "match")
         plan = json.loads((work / "match/generator/config.json").read_text())["provenance"]["phases"]
         more = round(plan["match"] * cost["match"] / cost["gan"])
-        without = score(work / "gan", plan["gan"] + more, seed, match_share=0.0)
-        pairs.append({"seed": seed, "with": given, "without": without, "gan_steps_instead": more, "phases": plan})
+        without = score(work / "gan", plan["gan"] + more, seed, match_share=0.0, match_epochs=0)
+        pair = {"seed": seed, "with": given, "without": without, "gan_steps_instead": more}
+        pairs.append({**pair, "phases": plan, "seconds_a_step": cost})
         print(json.dumps(pairs[-1]), flush=True)
     gains = [pair["with"] - pair["without"] for pair in pairs]
     summary = {
@@ -96,7 +105,7 @@ def main() -> None:
         "runs": pairs,
         "machine": Engine.of().describe(),
     }
-    arguments.out.write_text(json.dumps(summary, indent=1) + "\n")
+    write_atomic(arguments.out, (json.dumps(summary, indent=1) + "\n").encode())
     print(json.dumps(summary))
 
 

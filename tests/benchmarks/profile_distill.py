@@ -16,6 +16,7 @@ or by starting many small operations; a part without arithmetic is nothing else.
 import argparse
 import functools
 import json
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -206,9 +207,10 @@ def main() -> None:
         method = DiM(config, real, engine, 0, PLANNED_STEPS)
         label(method)
         for phase in method.phases():
-            parts, whole = measure(phase, engine, arguments.steps, clock)
+            steps = math.ceil(arguments.steps / phase.period) * phase.period  # within a period, steps are not alike
+            parts, whole = measure(phase, engine, steps, clock)
             peak = max(peak, product_rate(engine, clock))  # other programs slow it, too
-            counted = operations(config, real, phase.name, max(arguments.steps, phase.period))
+            counted = operations(config, real, phase.name, steps)
             batches = method.gan_batches if phase.name == "gan" else method.match_batches
             made = {
                 part: {"seconds": parts.get(part, 0.0), "flop": counted.get(part, 0.0)}

@@ -6,7 +6,10 @@ is a row of JSON; a stopped call goes on where it was, in the middle of a distil
 
 The budget is processor time on a CPU (`--clock wall` counts elapsed time), so that variants stay comparable while other
 programs run: seconds a step are measured first, and as many steps are taken as fit. Measuring and compiling are no
-part of the budget.
+part of the budget. A distillation that fails is a row without an accuracy, and the others go on.
+
+All trials begin calmly (`--set`), otherwise than the commands of the bundled generators: without it some seeds, and
+some networks, fail in their first steps, and one of these outweighs every effect.
 """
 
 import argparse
@@ -23,11 +26,12 @@ from typing import Any
 import torch
 
 from dimdata import artifact, latents
-from dimdata.distill.config import make_config, merge
+from dimdata.distill.config import make_config, merge, parse_setting
 from dimdata.distill.dim import DiM, DimConfig, spec_of
 from dimdata.distill.method import Phase
 from dimdata.distill.run import distill
 from dimdata.engine import Engine, keep_freed_memory
+from dimdata.errors import INTERRUPTED, RunError
 from dimdata.evaluate import evaluate
 from dimdata.files import write_atomic
 from dimdata.generators.base import Generator
@@ -39,6 +43,8 @@ from dimdata.students.compiling import room_for_shapes
 
 WARM_UP_STEPS = 3
 TIMED_STEPS = 24
+TIMED_SECONDS = 3.0  # at least; a device that was idle is not at its full clock at once
+CALM = ("start=varied", "calm=500")
 PLANNED_STEPS = 10_000  # of which the phases are shares, while their seconds a step are measured
 DRAWN_AT_ONCE = {"cuda": 8192}  # enough to hide the cost of launching
 DRAWN_AT_ONCE_ELSEWHERE = 256
@@ -71,6 +77,9 @@ def options(description: str | None, minutes: float = 8.0) -> argparse.ArgumentP
     parser.add_argument("--real", default="cifar10")
     parser.add_argument("--root")
     parser.add_argument("--config", default="dim-cifar10", help="the preset or TOML file that variants change")
+    parser.add_argument(
+        "--set", dest="settings", action="append", default=list(CALM), help=f"of all trials [default: {' '.join(CALM)}]"
+    )
     parser.add_argument("--variants", type=Path, help="a TOML file of variants, instead of the one beside the program")
     parser.add_argument("--only", action="append", metavar="NAME", help="of these variants alone")
     parser.add_argument("--minutes", type=float, default=minutes, help="of each distillation [default: %(default)g]")
@@ -127,6 +136,8 @@ class Bench:
     def config(self, settings: Mapping[str, Any]) -> DimConfig:
         """Return the configuration with the settings of a variant."""
         base = make_config(DimConfig, self.arguments.config).to_json()
+        for text in self.arguments.settings:
+            base = merge(base, parse_setting(text))
         if "name" in settings.get("network", {}):
             base["network"] = {}
         made = make_config(DimConfig, merge(base, settings))
@@ -157,7 +168,8 @@ class Bench:
                     file.write(json.dumps(self.rows[key]) + "\n")
             row = self.rows[key]
             shown = f"{row['steps']:,} steps, {row['mflop']:.1f} MFLOP, {row['bytes'] / 1e6:.2f} MB"
-            print(f"{trial.name}, seed {trial.seed}: {row['accuracy']:.2f} % ({shown})", flush=True)
+            result = f"failed: {row['failed']}" if row["accuracy"] is None else f"{row['accuracy']:.2f} %"
+            print(f"{trial.name}, seed {trial.seed}: {result} ({shown})", flush=True)
             found.append({**row, "name": trial.name, "axis": trial.axis})  # a variant may be called anew
         return found
 
@@ -172,19 +184,26 @@ class Bench:
     def _make(self, trial: Trial, config: DimConfig, key: str) -> Row:
         """Distil a trial, train its student, score it."""
         given, folder = self.arguments, self.work / f"{trial.name}-{trial.seed}-{key[:8]}"
-        if not (folder / "generator").exists():
-            begun = (folder / "run.json").is_file()
-            distill(
-                self.real,
-                out=folder,
-                config=config,
-                steps=None if begun else given.steps or self.steps(config, 60 * trial.minutes),
-                seed=trial.seed,
-                device=given.device,
-                precision=given.precision,
-                compile=given.compile,
-                resume=begun,
-            )
+        spent = self.cost(config)
+        row = {
+            "name": trial.name,
+            "axis": trial.axis,
+            "settings": dict(trial.settings),
+            "minutes": None if given.steps else trial.minutes,
+            "clock": "wall" if self.wall else "cpu",
+            "seed": trial.seed,
+            "mflop": spent.flop / 1e6,
+            "bytes": spent.nbytes,
+            "scored_on": f"{self.real.name}: {len(self.real.test or ()):,} training images set aside",
+            "machine": self.engine.describe(),
+        }
+        try:
+            self._distill(trial, config, folder)
+        except RunError as error:
+            if error.exit_code == INTERRUPTED:
+                raise
+            nothing = {"images_per_second": None, "steps": 0, "phases": {}, "real_images": 0}
+            return row | nothing | {"student": given.student, "budget": "", "accuracy": None, "failed": str(error)}
         (score,) = evaluate(
             folder / "generator",
             ipc=given.ipc,
@@ -198,39 +217,42 @@ class Bench:
         )
         generator = artifact.load(folder / "generator")
         made = artifact.read_config(folder / "generator").provenance
-        spent = cost(generator.spec)
-        return {
-            "name": trial.name,
-            "axis": trial.axis,
-            "settings": dict(trial.settings),
-            "minutes": None if given.steps else trial.minutes,
-            "clock": "wall" if self.wall else "cpu",
-            "seed": trial.seed,
+        return row | {
             "accuracy": score.mean,
-            "mflop": spent.flop / 1e6,
-            "bytes": spent.nbytes,
+            "student_failed": bool(score.failed),
             "images_per_second": round(self.rate(generator), 1),
             "steps": sum(made["phases"].values()),
             "phases": made["phases"],
+            "minutes_elapsed": made["minutes"],
             "real_images": made["real_images_consumed"],
             "student": score.student,
             "budget": score.budget_text,
-            "scored_on": f"{self.real.name}: {len(self.real.test or ()):,} training images set aside",
-            "machine": self.engine.describe(),
         }
+
+    def _distill(self, trial: Trial, config: DimConfig, folder: Path) -> None:
+        """Distil a trial, or go on with it, unless it is done."""
+        if (folder / "generator").exists():
+            return
+        given, begun = self.arguments, (folder / "run.json").is_file()
+        distill(
+            self.real,
+            out=folder,
+            config=config,
+            steps=None if begun else given.steps or self.steps(config, 60 * trial.minutes),
+            seed=trial.seed,
+            device=given.device,
+            precision=given.precision,
+            compile=given.compile,
+            resume=begun,
+        )
 
     def steps(self, config: DimConfig, seconds: float) -> int:
         """Return how many steps of a configuration fit in so many seconds of the clock."""
         method = DiM(config, self.real, self.engine, 0, PLANNED_STEPS)
-        cost_of_all = 0.0
-        for phase in method.phases():
-            warm_up = max(WARM_UP_STEPS, phase.period)
-            timed = math.ceil(TIMED_STEPS / phase.period) * phase.period
-            _take(phase, 0, warm_up)
-            started = self.clock()
-            _take(phase, warm_up, timed)
-            cost_of_all += phase.steps * (self.clock() - started) / timed
-        return max(len(method.phases()), int(seconds * PLANNED_STEPS / cost_of_all))
+        costs = step_seconds(method, self.clock)
+        phases = method.phases()
+        cost_of_all = sum(phase.steps * costs[phase.name] for phase in phases)
+        return max(len(phases), int(seconds * PLANNED_STEPS / cost_of_all))
 
     def rate(self, generator: Generator) -> float:
         """Return images drawn per second of the clock, not compiled: the best of three turns."""
@@ -251,6 +273,25 @@ class Bench:
         return count * times / min(seconds(times) for _ in range(3))
 
 
+def step_seconds(method: DiM, clock: Callable[[], float]) -> dict[str, float]:
+    """Return seconds a step of each phase of a method freshly made, which is of no use for distilling afterwards.
+
+    Steps of the calm start are left out: they cost more, and there are few of them.
+    """
+    begin = min(method.config.calm, method.steps // 4)
+    found = {}
+    for phase in method.phases():
+        warm_up = max(WARM_UP_STEPS, phase.period)
+        timed = math.ceil(TIMED_STEPS / phase.period) * phase.period
+        _take(phase, begin, warm_up)
+        taken, started = 0, clock()
+        while not taken or clock() - started < TIMED_SECONDS:
+            _take(phase, begin + warm_up + taken, timed)
+            taken += timed
+        found[phase.name] = (clock() - started) / taken
+    return found
+
+
 def _take(phase: Phase, begin: int, count: int) -> None:
     """Take steps as a run does, and wait for the device at their end alone."""
     for step in range(begin, begin + count):
@@ -265,16 +306,18 @@ class Summary:
 
     Attributes:
         row: The first of them.
-        accuracies: Percent, by seed.
+        accuracies: Percent, by seed; those whose distillation failed are missing.
+        failed: Seeds whose distillation failed, or whose student did not learn.
     """
 
     row: Row
     accuracies: Mapping[int, float]
+    failed: Sequence[int] = ()
 
     @property
     def mean(self) -> float:
-        """The mean accuracy."""
-        return statistics.mean(self.accuracies.values())
+        """The mean accuracy; not a number where all failed."""
+        return statistics.mean(self.accuracies.values()) if self.accuracies else math.nan
 
     @property
     def std(self) -> float | None:
@@ -293,7 +336,12 @@ def summaries(rows: Iterable[Row]) -> list[Summary]:
     grouped: dict[str, list[Row]] = {}
     for row in rows:
         grouped.setdefault(row["name"], []).append(row)
-    return [Summary(group[0], {row["seed"]: row["accuracy"] for row in group}) for group in grouped.values()]
+    found = []
+    for group in grouped.values():
+        made = [row for row in group if row["accuracy"] is not None]
+        failed = [row["seed"] for row in group if row["accuracy"] is None or row.get("student_failed")]
+        found.append(Summary((made or group)[0], {row["seed"]: row["accuracy"] for row in made}, failed))
+    return found
 
 
 COLUMNS: dict[str, Callable[[Summary], str]] = {
@@ -301,11 +349,11 @@ COLUMNS: dict[str, Callable[[Summary], str]] = {
     "variant": lambda s: s.row["name"],
     "MFLOP": lambda s: f"{s.row['mflop']:.1f}",
     "MB": lambda s: f"{s.row['bytes'] / 1e6:.2f}",
-    "drawn images/s": lambda s: f"{s.row['images_per_second']:,.0f}",
+    "drawn images/s": lambda s: f"{s.row['images_per_second']:,.0f}" if s.accuracies else "-",
     "minutes": lambda s: "-" if s.row["minutes"] is None else f"{s.row['minutes']:g}",
     "steps": lambda s: f"{s.row['steps']:,}",
-    "accuracy %": lambda s: percent(s.mean, s.std),
-    "seeds": lambda s: str(len(s.accuracies)),
+    "accuracy %": lambda s: percent(s.mean, s.std) if s.accuracies else "-",
+    "seeds": lambda s: str(len(s.accuracies)) + (f" (failed: {', '.join(map(str, s.failed))})" if s.failed else ""),
 }
 
 
@@ -315,7 +363,7 @@ def table(found: Sequence[Summary], columns: Sequence[str], base: Summary | None
     if base is not None:
         header.append(f"over {base.row['name']}")
         cells = [[*line, each.over(base)] for line, each in zip(cells, found, strict=True)]
-    first = found[0].row
+    first = next((each.row for each in found if each.accuracies), found[0].row)
     machine = ", ".join(f"{key} {value}" for key, value in first["machine"].items())
     notes = f"{first['student']}, {first['budget']}; {first['scored_on']}; {first['clock']} time; {machine}."
     return f"{markdown_table(header, cells)}\n\n{notes}"
@@ -336,6 +384,9 @@ def plot(found: Sequence[Summary], path: Path, panels: Mapping[str, str] = PANEL
     from matplotlib.figure import Figure
     from matplotlib.ticker import NullFormatter
 
+    found = [each for each in found if each.accuracies]
+    if not found:
+        return
     figure = Figure(figsize=(1.8 + 4.2 * len(panels), 4.0), layout="constrained")
     places = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     questions = list(dict.fromkeys(each.row["axis"] for each in found))
