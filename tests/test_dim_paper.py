@@ -202,6 +202,24 @@ def test_a_fresh_network_is_drawn_uniformly_and_lives_its_turns():
     assert [other.member(step) and other.place for step in range(400)] != families
 
 
+def test_a_fresh_pool_is_timed_by_all_its_families_and_is_what_it_was_afterwards():
+    """One family of the published pool takes a third of the time of another."""
+    method = paper(images((1, 8, 8)), pool=["convnet1-w4", "convnet1-w8", "mlp"], pool_batches=1)
+    (match,) = (phase for phase in method.phases() if phase.name == "match")
+    match.step(0)
+    assert match.period == 3
+    before = {name: tensor.clone() for name, tensor in method.state_dict().items()}
+    seen = []
+    for _ in range(2 * match.period):
+        _, share = match.part()
+        assert share == 1
+        seen.append(method.pool.place)
+    assert sorted(seen[:3]) == sorted(seen[3:]) == [0, 1, 2]
+    method.load_state_dict(before)
+    after = method.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
 def test_the_pool_is_taught_by_real_batches_of_its_own():
     """Published: 16 before every step of the generator, none of them the one that is matched."""
     method = paper(images((1, 8, 8)), pool=["convnet1-w4"], pool_batches=16)

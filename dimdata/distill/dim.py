@@ -8,6 +8,7 @@ The published recipe is the preset `paper`: other values of the same settings.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -341,9 +342,16 @@ class DiM(Method):
         every = self.config.flatness_every
         turns = math.lcm(every, self.pool.period if self.pool else 1)
         consumed = self.match_batches.batch_size * (1 + self.config.pool_batches)
+        tried = itertools.count(gan)
+
+        def part() -> tuple[Losses, float]:
+            assert self.pool is not None
+            self.pool.try_next()
+            return self._match_step(next(tried)), 1.0
+
         phases = (
             Phase("gan", gan, self._gan_step, self.gan_batches.batch_size, every),
-            Phase("match", match, lambda step: self._match_step(gan + step), consumed, turns),
+            Phase("match", match, lambda step: self._match_step(gan + step), consumed, turns, part=part),
         )
         return tuple(phase for phase in phases if phase.steps)
 

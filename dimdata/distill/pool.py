@@ -164,6 +164,9 @@ class Pool(ABC):
     def member(self, step: int) -> Member:
         """Return the network whose turn it is at a step, born again if its time is over; it ages by a turn."""
 
+    def try_next(self) -> None:  # noqa: B027 - consecutive steps of most pools belong to all families
+        """Give the next step to the next family, so that steps of all are timed; `load_state_dict` undoes it."""
+
     @abstractmethod
     def state_dict(self) -> dict[str, Tensor]:
         """Return networks, optimisers and ages."""
@@ -246,17 +249,24 @@ class FreshPool(Pool):
     def begin(self) -> None:
         """Make the first networks."""
         self._kept: dict[int, Member] = {}  # one for each family, so that each is compiled once
+        self.period = len(self.sources)  # of the steps that `try_next` makes, which alone are timed
         self._bear(0)
 
     def _bear(self, births: int) -> None:
-        self.births, self.turns = births, 0
         key = latents.fold(_DRAWN, self.seed)
-        self.place = int(latents.integers(key, torch.tensor([births]), len(self.sources)))
-        network = self.sources[self.place].network(births)
-        if self.place in self._kept:
-            self._kept[self.place].renew(network)
+        self._begin(births, int(latents.integers(key, torch.tensor([births]), len(self.sources))))
+
+    def _begin(self, births: int, place: int) -> None:
+        self.births, self.turns, self.place = births, 0, place
+        network = self.sources[place].network(births)
+        if place in self._kept:
+            self._kept[place].renew(network)
         else:
-            self._kept[self.place] = Member(network, self)
+            self._kept[place] = Member(network, self)
+
+    def try_next(self) -> None:
+        """See `Pool.try_next`."""
+        self._begin(self.births, (self.place + 1) % len(self.sources))
 
     def member(self, step: int) -> Member:
         """Return the one network; see `Pool.member`."""
