@@ -16,7 +16,7 @@ from dimdata.scores import Score
 from dimdata.stages import Walk
 
 PANELS = 3  # side by side
-TOLD_STAGES = 8  # of a walk, at most: more texts would cover one another
+TOLD_STAGES = 5  # of a walk, at most: more texts would cover one another
 LEAST_SPAN = 4.0  # points of accuracy that a panel shows at least, so that noise does not look like a difference
 MOST_SPAN = 105.0  # all accuracies, and room for a dot at 100
 
@@ -148,6 +148,7 @@ def stage_plot(found: Sequence[Walk], path: str | Path) -> Path:
         ]
         axes.set_title(", ".join(title), loc="left", fontsize="medium")
         axes.set_xlim(left=0)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axes.set_xlabel("student steps")
         axes.set_ylabel(f"accuracy on {_text(found[0].test)}, %")
@@ -192,7 +193,14 @@ def _draw_lines(axes: Any, lines: dict[tuple[str, ...], list[Score]]) -> None:
         for what, style in (("distinct", "--"), ("random", ":")):
             points = {s.ipc: s.baselines[what] for s in group if what in s.baselines}
             if points:
-                axes.plot(*zip(*points.items(), strict=True), style, color=colour, alpha=0.7, label=prefix + WHAT[what])
+                axes.plot(
+                    *zip(*points.items(), strict=True),
+                    style,
+                    marker=".",
+                    color=colour,
+                    alpha=0.7,
+                    label=prefix + WHAT[what],
+                )
 
 
 def _draw_walk(axes: Any, walk: Walk, colour: str, label: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from dimdata import artifact
 from dimdata.distill.config import make_config, merge, parse_setting, presets
@@ -424,6 +425,32 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(RunError, match=r"checkpoint\.safetensors cannot be read"):
         run(tmp_path / "run", steps=8, resume=True)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [{}, {"dimdata": "{}"}, {"dimdata": "[]"}, {"dimdata": '{"done": "four", "seconds": 1}'}, {"dimdata": "cut o"}],
+)
+def test_a_checkpoint_that_does_not_say_how_far_it_is_is_refused(metadata, tmp_path):
+    run(tmp_path / "run", steps=4)
+    path = tmp_path / "run/checkpoint.safetensors"
+    save_file(load_file(path), path, metadata)
+    with pytest.raises(RunError, match=r"checkpoint\.safetensors cannot be read"):
+        run(tmp_path / "run", steps=8, resume=True)
+
+
+def test_a_run_is_not_resumed_by_another_method(tmp_path):
+    run(tmp_path / "run", steps=4)
+    with pytest.raises(RunError, match="begun with the method dim, not dm") as caught:
+        distill("digits", out=tmp_path / "run", method="dm", steps=4, resume=True)
+    assert "--method dim" in caught.value.hint
+
+
+def test_values_too_large_to_store_end_a_run_with_a_remedy(tmp_path):
+    settings = {"base": "dm", "stages": 2, "settings": {"ipc": 2, "student": "convnet1-w8", "lr": 1e9, "real_batch": 4}}
+    with pytest.raises(RunError, match=r"draws values that are not finite|is not finite") as caught:
+        distill("digits", out=tmp_path / "run", method="pdd", settings=settings, steps=40, **PLAIN)
+    assert "--set settings.lr=" in caught.value.hint
 
 
 def test_a_device_without_room_for_the_checkpoint_is_told_as_such(tmp_path, monkeypatch):

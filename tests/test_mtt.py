@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 from collections import namedtuple
@@ -15,7 +16,7 @@ from dimdata.distill.mtt import MTT, MttConfig
 from dimdata.distill.pdd import PDD, PddConfig
 from dimdata.distill.run import distill
 from dimdata.engine import Engine
-from dimdata.errors import ArgumentError, FormatError, WorldError
+from dimdata.errors import ArgumentError, FormatError, RunError, WorldError
 from dimdata.real import load_real
 from dimdata.students import make_student
 from dimdata.students.source import InitLaw
@@ -251,6 +252,30 @@ def test_a_buffer_of_another_training_is_refused(tmp_path):
         MTT(less, other, ENGINE, 0, 10)
 
 
+def test_a_buffer_that_does_not_say_what_it_is_of_is_refused(tmp_path):
+    buffer = tmp_path / "mine"
+    take(method(buffer=str(buffer)), 0, EPOCHS)
+    (buffer / "buffer.json").unlink()
+    with pytest.raises(FormatError, match=r"lacks buffer\.json"):
+        method(buffer=str(buffer), expert_lr=0.1)
+
+
+def test_an_expert_that_diverged_is_not_kept_and_its_learning_rate_is_named(cache):
+    mtt = method(expert_lr=1e30)
+    with pytest.raises(RunError, match="The weights of expert 0 are not finite after epoch 1") as caught:
+        take(mtt, 0, EPOCHS)
+    assert "expert_lr" in caught.value.hint
+    assert not list(cache.rglob("expert-*"))
+
+
+def test_an_expert_that_is_not_finite_is_refused(tmp_path):
+    mtt = method(buffer=str(tmp_path / "mine"))
+    take(mtt, 0, EPOCHS)
+    mtt.buffer.write(0, [torch.full((mtt.buffer.info.parameters,), math.nan) for _ in range(3)])
+    with pytest.raises(FormatError, match=r"expert-0000\.safetensors holds weights that are not finite"):
+        mtt.buffer.weights(0, 0)
+
+
 def test_a_damaged_expert_is_refused(tmp_path):
     mtt = method(buffer=str(tmp_path / "mine"))
     take(mtt, 0, EPOCHS)
@@ -326,7 +351,15 @@ def test_what_will_be_written_is_said_before(tmp_path, caplog):
 
 
 def test_bad_settings_are_refused():
-    for settings in ({"experts": 0}, {"epochs": 1}, {"step_size": 0.0}, {"max_start": -1}, {"learned_steps": 0}):
+    for settings in (
+        {"experts": 0},
+        {"epochs": 1},
+        {"step_size": 0.0},
+        {"max_start": -1},
+        {"learned_steps": 0},
+        {"expert_momentum": -1.0},
+        {"expert_momentum": 1.0},
+    ):
         with pytest.raises(FormatError):
             make_config(MttConfig, {**SETTINGS, **settings})
     with pytest.raises(ArgumentError, match="4 steps are too few"):

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 import dimdata
 from dimdata.artifact import bundled, holdout, load, read_config
+from dimdata.dataset import GeneratedDataset
 from dimdata.students.score import accuracy
 from dimdata.students.train import train
 
@@ -169,6 +171,24 @@ def test_a_hundred_bundled_images_teach_new_networks():
     reached = [100 * accuracy(s, images, labels, generator.spec.mean, generator.spec.std) for s in students]
     (said,) = (s for s in read_config(bundled()["dd-mnist-random"]).scores if s["what"] == "generator")
     assert abs(sum(reached) / 3 - said["mean"]) < 4  # networks differ by its deviation, and 1,000 images by 1.2 points
+
+
+@pytest.mark.parametrize(("name", "stages", "ipc"), [("pdd-fashion-mnist", 3, None), ("pdd-dim-fashion-mnist", 2, 4)])
+def test_any_prefix_of_bundled_stages_is_a_smaller_generator(name, stages, ipc):
+    whole, sizes = load(name), []
+    assert whole.stages == stages
+    for stage in range(1, stages + 1):
+        dataset = GeneratedDataset(name, ipc=ipc, stage=stage)
+        images, labels = next(iter(DataLoader(dataset, batch_size=len(dataset))))
+        assert labels.bincount().tolist() == [len(dataset) // 10] * 10
+        assert images.shape[1:] == (1, 28, 28)
+        assert images.std(0).mean() > 0.1, "images differ"
+        sizes.append(whole.view(stage=stage).nbytes)
+    assert sizes == sorted(set(sizes))
+    assert sizes[-1] == whole.nbytes
+    walked = [s for s in read_config(bundled()[name]).scores if s["what"] == "generator" and s.get("stages")]
+    assert walked, "its card shows the accuracy after each stage"
+    assert all(len(score["stages"]) == stages for score in walked)
 
 
 def test_code_at_the_top_of_the_readme_runs():

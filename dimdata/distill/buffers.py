@@ -150,12 +150,20 @@ class Buffer:
     def _check_identity(self) -> None:
         path = self.folder / "buffer.json"
         if not path.is_file():
+            if any(self.folder.glob("expert-*.safetensors")):
+                raise FormatError(
+                    f"The expert buffer {self.folder} lacks {path.name}, which says what its experts are.",
+                    "Delete the folder, or name another for the experts.",
+                )
             return
         try:
             there = BufferInfo.from_json(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise world_error(error, f"Reading {path}") from error
+        except ValueError as error:
+            reason = str(error).rstrip(".")
             raise FormatError(
-                f"{path} cannot be read: {error!s:.120}.", "Delete the folder, or name another for the experts."
+                f"{path} cannot be read: {reason:.120}.", "Delete the folder, or name another for the experts."
             ) from None
         ours, theirs = self.info.to_json(), there.to_json()
         changed = [
@@ -223,6 +231,8 @@ class Buffer:
         for flat in found:
             if flat.shape != (self.info.parameters,) or flat.dtype != torch.float32:
                 raise FormatError(f"{path} is of another network.", "Delete it; it is trained anew.")
+            if not bool(flat.isfinite().all()):
+                raise FormatError(f"{path} holds weights that are not finite.", "Delete it; it is trained anew.")
         return found
 
 

@@ -109,6 +109,8 @@ class Method(ABC):
     """
 
     Config: ClassVar[type[Record]]
+    rate_setting: str = "lr"
+    """The setting by which all steps are made smaller, as `--set` names it."""
     settles: bool = False
     """Whether what is done in a phase is settled with its last step, so that later steps cannot be given to it."""
 

@@ -26,7 +26,8 @@ from dimdata.distill.method import METHODS, Earlier, Losses, Phase
 from dimdata.distill.state import pack_optimizer, unpack_optimizer
 from dimdata.distill.tables import TableConfig, TableMethod
 from dimdata.engine import Engine
-from dimdata.errors import ArgumentError
+from dimdata.errors import ArgumentError, RunError
+from dimdata.files import require_writable
 from dimdata.real import RealData, Split
 from dimdata.recipe import Recipe
 from dimdata.spec import Record, canonical_json, require
@@ -89,6 +90,8 @@ class MttConfig(TableConfig):
             require(getattr(self, name) >= 0, f"config.{name} is {getattr(self, name)}; 0 or more is needed.")
         for name in ("expert_lr", "step_size", "step_size_lr"):
             require(getattr(self, name) > 0, f"config.{name} is {getattr(self, name)}; it must be positive.")
+        momentum = self.expert_momentum
+        require(0 <= momentum < 1, f"config.expert_momentum is {momentum}; it must be in [0, 1).")
         need = self.starts() - 1 + self.expert_epochs
         enough = self.epochs == 0 or self.epochs >= need
         require(enough, f"config.epochs is {self.epochs}; max_start and expert_epochs need {need}.")
@@ -205,6 +208,8 @@ class MTT(TableMethod):
     def check_room(self, needed: int) -> None:
         """Refuse a disk without room for the trajectories; see `Method.check_room`."""
         self.buffer.check_room(needed)
+        if needed:
+            require_writable(self.buffer.folder)
 
     def checkpoint_bytes(self, anew: bool = False) -> int:
         """Return the bytes of the largest checkpoint: one with an expert about to be finished, if any is missing."""
@@ -238,6 +243,14 @@ class MTT(TableMethod):
         if self.expert.number != number or self.expert.done:
             self.expert.begin(number)
         loss = self.expert.epoch()
+        if not bool(self.expert.trajectory[-1].isfinite().all()):  # a buffer is shared, and would keep it
+            epoch = len(self.expert.trajectory) - 1
+            self.expert = None
+            raise RunError(
+                f"The weights of expert {number} are not finite after epoch {epoch}.",
+                "Begin another run (--out DIR) with a lower learning rate of experts (--set expert_lr=..., or "
+                "settings.expert_lr over pdd).",
+            )
         if self.expert.done:
             self.buffer.write(number, self.expert.trajectory)
         return loss

@@ -220,6 +220,7 @@ class PDD(Method):
     """Progressive distillation; see the module's docstring."""
 
     Config = PddConfig
+    rate_setting = "settings.lr"
     settles = True
 
     def __init__(

@@ -80,10 +80,14 @@ def compare(old: Plan, new: Plan) -> None:
 
     A setting that is newer than the old run had its default's meaning in it.
     """
-    if old.method == new.method:
-        kind = METHODS[old.method]
-        settings = kind.resolve(make_config(kind.Config, old.config)).to_json()
-        old = Plan.from_json(old.to_json() | {"config": settings})
+    if old.method != new.method:
+        raise RunError(
+            f"The run was begun with the method {old.method}, not {new.method}.",
+            f"Resume it with --method {old.method}, or start another.",
+        )
+    kind = METHODS[old.method]
+    settings = kind.resolve(make_config(kind.Config, old.config)).to_json()
+    old = Plan.from_json(old.to_json() | {"config": settings})
     budget = ("steps", "minutes", "config.default_steps", "config.settings.default_steps")
     ours, theirs = (
         {key: value for key, value in _flat("", plan.to_json()).items() if key not in budget} for plan in (old, new)

@@ -42,8 +42,6 @@ COMPILE_FROM_MINUTES = 10.0  # below, compiling would take a good part of the bu
 GRIDS = 10
 EARLY = 0.02  # share of a phase's steps that say little of the others
 
-_CALMER = "Begin another run (--out DIR) with a lower learning rate (--set lr=...)."
-
 
 def distill(
     data: str | Path | RealData,
@@ -191,6 +189,10 @@ class Run:
         try:
             with safe_open(path, "pt") as file:
                 meta = json.loads((file.metadata() or {})["dimdata"])
+            seconds, done = float(meta["seconds"]), int(meta["done"])
+            taken = dict(meta.get("taken") or self._due(done))
+            ready, images = dict(meta.get("ready", {})), dict(meta.get("images", {}))
+            history = list(meta.get("history", []))
             self.method.load_state_dict(load_file(path, device=str(self.method.engine.device)))
         except torch.OutOfMemoryError:
             raise WorldError(
@@ -199,14 +201,10 @@ class Run:
             ) from None
         except DimdataError:
             raise  # what the method refuses is not the checkpoint's fault
-        except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
-            reason = str(error).splitlines()[0][:200]
+        except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+            reason = str(error).splitlines()[0][:200].rstrip(".")
             raise RunError(f"{path} cannot be read: {reason}.", "Start the run again in another folder.") from None
-        self.seconds = float(meta["seconds"])
-        done = int(meta["done"])
-        self.taken = dict(meta.get("taken") or self._due(done))
-        self.ready, self.images = dict(meta.get("ready", {})), dict(meta.get("images", {}))
-        self.history = list(meta.get("history", []))
+        self.seconds, self.taken, self.ready, self.images, self.history = seconds, taken, ready, images, history
         self._forget_metrics(done)
         return done
 
@@ -409,18 +407,22 @@ class Run:
 
     def _grid(self, done: int) -> None:
         """Write a sample grid."""
-        path, generator = self._grid_of(done), self.method.generator()
+        path = self._grid_of(done)
         path.parent.mkdir(exist_ok=True)
         try:
-            picture = preview.png(generator)
-        except FormatError as error:
-            raise RunError(f"The generator draws values that are not finite at step {done}.", _CALMER) from error
+            picture = preview.png(self.method.generator())
+        except FormatError as error:  # also where values are finite, and too large to be stored
+            raise RunError(f"The generator draws values that are not finite at step {done}.", self._calmer()) from error
         write_atomic(path, picture)
 
     def _check_finite(self, values: Mapping[str, float], done: int) -> None:
         broken = [name for name, value in values.items() if not math.isfinite(value)]
         if broken:
-            raise RunError(f"The loss {broken[0]!r} is not finite at step {done}.", _CALMER)
+            raise RunError(f"The loss {broken[0]!r} is not finite at step {done}.", self._calmer())
+
+    def _calmer(self) -> str:
+        """Return what to do about values that are not finite."""
+        return f"Begin another run (--out DIR) with a lower learning rate (--set {self.method.rate_setting}=...)."
 
     def _probe(self, done: int) -> None:
         """Score a student on the held-out part of the training images."""

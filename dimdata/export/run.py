@@ -244,7 +244,7 @@ def _warnings(plan: Plan, dataset: GeneratedDataset, outside: int, empty: list[i
         low, high = dataset.spec.value_range
         found.append(
             f"{100 * outside / values:.2g} % of the values lay outside [0, 1] (the range is {low:g} to {high:g}) and "
-            "were clipped; the formats npz and safetensors keep them as float32."
+            "were clipped; float32 (`--dtype`, in the formats npz and safetensors) keeps them."
         )
     if empty:
         names = ", ".join(plan.classes[label] for label in empty[:10]) + (", ..." if len(empty) > 10 else "")
