@@ -1,6 +1,7 @@
 """What a dry run tells: time, memory and disk, of every method, and that it writes nothing."""
 
 import json
+import sys
 
 import pytest
 
@@ -94,6 +95,40 @@ def test_the_size_of_all_stages_is_told_beforehand(base, form, real):
     whole = method.generator()
     assert whole.stages == 2
     assert told == whole.nbytes
+
+
+def test_networks_of_later_stages_are_told_beside_the_steps(real, capsys, monkeypatch, places):
+    settings = {"base": "dm", "stages": 3, "networks": 2, "settings": TABLE | {"ipc": 6, "real_batch": 8}}
+    method = make("pdd", real, steps=12, **settings)
+    trained = []
+    shelf = sys.modules["dimdata.distill.pdd"].Shelf
+    whole = shelf.steps
+    monkeypatch.setattr(shelf, "steps", lambda self, number: trained.append(whole(self, number)) or trained[-1])
+    told = method.beside()
+    for phase in method.phases():
+        for step in range(phase.steps):
+            phase.step(step)
+    assert len(trained) == 2 * 2
+    assert f" {sum(trained):,} student steps in all" in told
+    assert make("pdd", real, steps=12, **settings | {"stages": 1}).beside() == ""
+    small = [word for name in ("ipc=2", "student=convnet1-w8") for word in ("--set", f"settings.{name}")]
+    command = [
+        "distill",
+        "digits",
+        "--method",
+        "pdd",
+        "--stages",
+        2,
+        *small,
+        "--steps",
+        4,
+        "--compile",
+        "off",
+        "--dry-run",
+    ]
+    code, printed = call(capsys, *command)
+    assert code == 0
+    assert "that time is not counted" in " ".join(printed.out.split())
 
 
 @pytest.mark.parametrize("name", ["dim", "dd", "dm", "mtt"])

@@ -231,6 +231,7 @@ def _plan(
         "minutes": minutes,
         "phases": {p.name: {"images": p.images, **dataclasses.asdict(found.phases[p.name])} for p in phases},
         "seconds": found.seconds,
+        "beside": made.beside(),
         "generator": {"parameters": sum(p.numel() for p in generator.parameters()), "bytes": generator.nbytes},
         "memory": {
             "peak_bytes": found.memory_bytes,
@@ -264,6 +265,7 @@ def _plan(
             "method": method,
             "budget": f"{budget} {plan['steps']:,} steps ({each})".strip(),
             "generator": f"{plan['generator']['parameters']:,} parameters, {size(generator.nbytes)} stored",
+            **({"beside": made.beside()} if made.beside() else {}),
             "time": f"about {output.duration(found.seconds)} on this machine ({_times(found.phases)})",
             "memory": f"{peak}; real images are {size(real.train.images.numel())}",
             "disk": f"{size(found.folder_bytes)} in {folder}, a checkpoint having {size(found.checkpoint_bytes)}"

@@ -170,6 +170,10 @@ class Method(ABC):
         """Return the real images consumed beside those that the steps of the phases tell."""
         return 0
 
+    def beside(self) -> str:
+        """Return what a run does that takes time beside its steps, in a sentence; empty = nothing that counts."""
+        return ""
+
     def least_per_class(self) -> int:
         """Return the real images of each class that there must be."""
         return 1

@@ -432,6 +432,23 @@ class PDD(Method):
         """How many stages follow the one under way."""
         return self.config.stages - 1 - len(self.done)
 
+    def beside(self) -> str:
+        """Return how many networks are trained on the stages before, and in how many steps; see `Method.beside`."""
+        if self.config.stages == 1:
+            return ""
+        whole, config = self.outline(), self.config
+        unlimited = fresh_ipc(whole) * whole.spec.num_classes
+        union = [whole.view(stage=stage).images or unlimited for stage in range(1, config.stages + 1)]
+        lengths = [steps_of(leg, count) for leg, count in zip(self.walked.legs, union, strict=True)]
+        ages = [config.age or sum(lengths[:stage]) for stage in range(1, config.stages)]
+        share = config.youngest + (1 - config.youngest) * (config.networks + 1) / (2 * config.networks)
+        on_real = f" and up to {config.real_steps:,} on real images" if config.real_steps else ""
+        networks = f"{config.networks} network{'s' * (config.networks > 1)}"
+        return (
+            f"Each later stage first trains up to {networks} on the stages before, "
+            f"{round(config.networks * share * sum(ages)):,} student steps in all{on_real}; that time is not counted."
+        )
+
     def images_beside(self) -> int:
         """Return those that told which are easy, and those that networks saw after the stages before.
 

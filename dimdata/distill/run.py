@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import signal
@@ -33,6 +34,8 @@ from dimdata.spec import Record
 from dimdata.students.train import accuracy, train
 
 Progress = Callable[[dict[str, Any]], None]
+
+log = logging.getLogger("dimdata")
 
 WARM_UP_STEPS = 3
 TIMED_STEPS = 12
@@ -288,6 +291,8 @@ class Run:
         self.seconds += time.perf_counter() - begun
         self.costs = costs
         steps = steps_within(minutes, phases, costs, self.seconds, taken)
+        if self.method.beside():
+            log.warning("%s", self.method.beside())
         self.plan = Plan.from_json(self.plan.to_json() | {"steps": steps, "minutes": minutes})
         self.method.steps = steps
 
