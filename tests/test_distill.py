@@ -439,6 +439,29 @@ def test_a_checkpoint_that_does_not_say_how_far_it_is_is_refused(metadata, tmp_p
         run(tmp_path / "run", steps=8, resume=True)
 
 
+@pytest.mark.parametrize(
+    ("method", "settings", "hint"),
+    [
+        ("dm", {"stages": 3}, "It belongs to --method pdd."),
+        ("dim", {"base": "dm", "stages": 3}, "It belongs to --method pdd."),
+        ("pdd", {"ipc": 6}, "It is a setting of the base dm: --set settings.ipc=..."),
+        ("pdd", {"base": "mtt", "experts": 3}, "It is a setting of the base mtt: --set settings.experts=..."),
+        ("pdd", {"stagess": 3}, "Did you mean stages or age?"),
+        ("dim", {"latnt": 3}, "Did you mean latent or flatness?"),
+    ],
+)
+def test_a_setting_of_another_method_or_of_the_base_is_told_so(method, settings, hint):
+    with pytest.raises(FormatError, match="unknown field") as caught:
+        make_config(METHODS[method].Config, settings)
+    assert caught.value.hint == hint
+
+
+def test_settings_of_a_base_are_named_as_they_are_given():
+    config = make_config(METHODS["pdd"].Config, {"settings": {"ipcc": 6}})
+    with pytest.raises(FormatError, match=r"config\.settings has an unknown field 'ipcc'"):
+        config.of_base()
+
+
 def test_a_run_is_not_resumed_by_another_method(tmp_path):
     run(tmp_path / "run", steps=4)
     with pytest.raises(RunError, match="begun with the method dim, not dm") as caught:

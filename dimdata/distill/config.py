@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import tomllib
 from collections.abc import Mapping
@@ -63,12 +64,18 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def make_config(kind: type[Record], *sources: Mapping[str, Any] | Record | str | os.PathLike[str] | None) -> Record:
+def make_config(
+    kind: type[Record], *sources: Mapping[str, Any] | Record | str | os.PathLike[str] | None, where: str = "config"
+) -> Record:
     """Build a config of `kind`; later sources win over earlier ones, and all over the defaults.
 
     Args:
         kind: The method's `Config`.
         sources: Configs, mappings, preset names, paths of TOML files, or none.
+        where: What it is called in messages.
+
+    Raises:
+        FormatError: If a setting is unknown or out of range. One of another method, or of a method's base, is told so.
     """
     settings: dict[str, Any] = {}
     for source in sources:
@@ -79,4 +86,25 @@ def make_config(kind: type[Record], *sources: Mapping[str, Any] | Record | str |
         elif not isinstance(source, Mapping):
             source = read_settings(source)
         settings = merge(settings, source)
-    return kind.from_json(merge(kind().to_json(), settings), "config")
+    known = {field.name for field in dataclasses.fields(kind)}
+    for name in settings:
+        place = "" if name in known else _belongs(name, kind, settings)
+        if place:
+            raise FormatError(f"{where} has an unknown field {name!r:.80}.", place)
+    return kind.from_json(merge(kind().to_json(), settings), where)
+
+
+def _belongs(name: str, kind: type[Record], settings: Mapping[str, Any]) -> str:
+    """Return where a setting belongs that `kind` does not know, if another method does: a hint."""
+    from dimdata.distill.method import METHODS  # methods make their configs here
+
+    def knows(method: str) -> bool:
+        return method in METHODS and name in {field.name for field in dataclasses.fields(METHODS[method].Config)}
+
+    base = str(settings.get("base", kind.base)) if hasattr(kind, "base") else ""
+    if knows(base):
+        return f"It is a setting of the base {base}: --set settings.{name}=..."
+    ours = next((method for method in METHODS if METHODS[method].Config is kind), "")
+    near = nearest(name, [field.name for field in dataclasses.fields(kind)])
+    able = [f"--method {method}" for method in METHODS if method != ours and knows(method)]
+    return f"It belongs to {' or '.join(able)}." if able and not base else near

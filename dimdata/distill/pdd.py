@@ -111,7 +111,7 @@ class PddConfig(Record):
 
     def of_base(self) -> Record:
         """Return the base's config for all stages together."""
-        return make_config(METHODS[self.base].Config, self.preset or None, self.settings)
+        return make_config(METHODS[self.base].Config, self.preset or None, self.settings, where="config.settings")
 
 
 def fresh_ipc(generator: Generator) -> int:
