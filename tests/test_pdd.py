@@ -661,6 +661,13 @@ def test_train_refuses_a_part_of_stored_stages(tmp_path, capsys):
     words = ["train", str(folder), "--student", "convnet1-w8", "--compile", "off"]
     assert main([*words, "--ipc", "2"]) == 2
     assert "IPC 2 is a part of the 60 images of 3 stages" in capsys.readouterr().err
+    assert main([*words, "--ipc", "7"]) == 2
+    assert "must be a whole number from 1 to 6" in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(ArgumentError, match="IPC 2 is a part of the 60 images of 3 stages"):
+        train("convnet1-w8", artifact.load(folder), ipc=2, engine=ENGINE)
+    with pytest.raises(ArgumentError, match="from 1 to 4"):
+        train("convnet1-w8", artifact.load(folder), ipc=5, stage=2, engine=ENGINE)
+    assert train("convnet1-w8", artifact.load(folder), ipc=4, stage=2, engine=ENGINE).distinct_images == 40
 
 
 def test_evaluate_takes_what_is_real_by_its_path(tmp_path):

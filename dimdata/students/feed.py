@@ -139,7 +139,9 @@ class Source:
             from dimdata import artifact
 
             source = artifact.load(source)
-        source.view(stage=stage, draw=draw)  # an unknown stage is refused before anything is drawn
+        whole = source.view(stage=stage, draw=draw)  # an unknown stage is refused before anything is drawn
+        if ipc is not None and whole.images is not None and ipc * source.spec.num_classes > whole.images:
+            GeneratedDataset(source, ipc, draw=draw, stage=stage)  # type: ignore[arg-type] # refuses it, and says why
         self.generator: Generator = source
         self.ipc, self.seed, self.draw, self.stage, self.device = ipc, seed, draw, stage, device
         self._datasets: dict[int | None, GeneratedDataset] = {}

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dimdata import latents
+from dimdata.cells import require_whole_stages
 from dimdata.dataset import GeneratedDataset
 from dimdata.engine import Engine
 from dimdata.errors import ArgumentError
@@ -124,6 +125,7 @@ def train(
     started = time.perf_counter()
     source = Source(generator, ipc, seed, draw, stage, engine.device)
     recipe = recipe or source.generator.recipe
+    require_whole_stages(source.generator.view(stage=stage), recipe, source.ipc)
     # Learned step sizes belong to the exact training they were learned in; in lower precision it is another.
     learned = any(leg.step_sizes is not None for leg in recipe.legs)
     if learned:
