@@ -275,8 +275,10 @@ def test_stages_follow_the_legs_and_momentum_carries_over() -> None:
     assert (result.steps, result.images_drawn, result.distinct_images) == (8, 32, 16)
     prefix = train(fresh(), generator, stage=2, engine=CPU)
     assert (prefix.steps, prefix.distinct_images) == (4, 12)
-    bounded = train(fresh(), generator, ipc=2, engine=CPU)  # stage 1 has one image of each class
-    assert bounded.steps == 1 + 2 + 2
+    whole = train(fresh(), generator, ipc=4, engine=CPU)  # stage 1 has one image of each class
+    assert whole.steps == 1 + 3 + 4
+    with pytest.raises(ArgumentError, match="IPC 2 is a part of the 16 images of 3 stages"):
+        train(fresh(), generator, ipc=2, engine=CPU)
     with pytest.raises(ArgumentError, match="3 stages"):
         train(fresh(), generator, stage=4, engine=CPU)
     with pytest.raises(ArgumentError, match="no leg"):
