@@ -27,6 +27,7 @@ from dimdata.evaluate import evaluate
 from dimdata.generators.base import Generator
 from dimdata.real import Split, load_real
 from dimdata.spec import Record
+from dimdata.students import compiling
 from dimdata.students.source import InitLaw
 from dimdata.students.train import accuracy, train
 from dimdata.whitening import Whitening
@@ -163,6 +164,16 @@ def test_networks_of_a_shelf_are_trained_staggered_and_copied():
     assert same(shelf.network(0).state_dict(), again.state_dict()), "what is handed out is a copy"
 
 
+def test_networks_of_a_shelf_are_compiled_where_all_together_are_worth_it(monkeypatch):
+    pdd = method()
+    take(pdd, 0, 4)
+    generator, source = pdd.generator().view(stage=1), InitLaw("convnet1-w8", (1, 8, 8), 10)
+    asked = []
+    monkeypatch.setattr(compiling, "worth", lambda engine, images, batch: bool(asked.append(images)))
+    Shelf(generator, source, 4, 8, 1.0, 0, ENGINE).network(0)
+    assert asked == [4 * 8 * 20], "eight steps of the twenty images of the first stage, for each of four networks"
+
+
 def test_networks_may_go_on_from_the_stages_to_real_images():
     real = load_real("digits")
     pdd = method()
@@ -203,7 +214,7 @@ def test_real_images_are_whitened_for_networks_as_those_of_the_stages_are():
     take(pdd, 0, 4)
     generator = pdd.generator().view(stage=1)
     source = InitLaw("convnet1-w8", (1, 8, 8), 10)
-    trained = RealSteps(pdd.real, 2, 0.01).after(source, 1.0, generator, 0, ENGINE)
+    trained = RealSteps(pdd.real, 2, 0.01).after(source, 1.0, generator, 0, ENGINE, 1)
     found = Whitening.of(trained.generator.recipe, trained.generator.recipe_tensors)
     assert found is not None
     images = pdd.real.train.images[:5].float() / 255

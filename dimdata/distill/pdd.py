@@ -137,14 +137,16 @@ class RealSteps:
         """Return the steps of a network of a share of the greatest age."""
         return max(1, round(self.steps * share))
 
-    def after(self, source: NetworkSource, share: float, generator: Generator, seed: int, engine: Engine) -> TrainedOn:
+    def after(
+        self, source: NetworkSource, share: float, generator: Generator, seed: int, engine: Engine, alike: int
+    ) -> TrainedOn:
         """Return networks of a source that took their share of the steps, seeing images as on a generator."""
         whitened, tensors = generator.recipe.whitening, generator.recipe_tensors
         leg = Leg(steps=self.count(share), batch_size=_REAL_BATCH, lr=self.lr, weight_decay=0.0)
         names = tuple(name for name in tensors if name.startswith(WHITENING))
         lesson = all_real(self.data, Recipe(legs=(leg,), whitening=whitened, tensors=names))
         lesson.recipe_tensors = {name: tensors[name] for name in names}
-        return TrainedOn(lesson, source, seed=latents.fold(seed, _ON_REAL), engine=engine)
+        return TrainedOn(lesson, source, seed=latents.fold(seed, _ON_REAL), engine=engine, alike=alike)
 
 
 class Shelf:
@@ -205,10 +207,11 @@ class Shelf:
                 ipc=fresh_ipc(self.generator) if self.generator.images is None else None,
                 seed=self.seed,
                 engine=self.engine,
+                alike=self.size,
             )
             if self.real is not None:
                 share = self.share(place)
-                trained = self.real.after(trained, share, self.generator, self.seed, self.engine)
+                trained = self.real.after(trained, share, self.generator, self.seed, self.engine, self.size)
                 self.real_images += min(_REAL_BATCH, len(self.real.data.train)) * self.real.count(share)
             self._made[place] = trained.network(place)
             self._made[place].zero_grad()  # or what is kept would take twice the memory

@@ -143,6 +143,7 @@ class TrainedOn:
         draw: `fresh` or `fixed`.
         seed: Any integer; with a network's number it gives the seed of its training.
         engine: Device and precision.
+        alike: How many of these networks will be asked for, which decides what is worth compiling; see `train`.
     """
 
     generator: Generator | GeneratedDataset | str
@@ -153,6 +154,7 @@ class TrainedOn:
     draw: str = "fresh"
     seed: int = 0
     engine: Engine | None = None
+    alike: int = 1
 
     def network(self, number: int) -> nn.Module:
         """Return network `number`, trained and on the engine's device, in training mode."""
@@ -168,6 +170,7 @@ class TrainedOn:
             draw=self.draw,
             engine=self.engine,
             limit_steps=self.steps,
+            alike=self.alike,
         )
         return network.train()
 

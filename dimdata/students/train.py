@@ -87,6 +87,7 @@ def train(
     on_step: OnStep | None = None,
     on_leg: OnLeg | None = None,
     limit_steps: int | None = None,
+    alike: int = 1,
 ) -> TrainResult:
     """Train a student on a generator's images, leg by leg as the recipe says.
 
@@ -108,6 +109,8 @@ def train(
             device.
         on_leg: Called after each leg with its number from 1 and the network.
         limit_steps: Stop after so many steps; schedules do not change.
+        alike: How many trainings of this length one process will do, this one included: what is not worth compiling for
+            one may be worth it for all.
 
     Returns:
         The result; its `network` is in `eval()` mode.
@@ -139,7 +142,7 @@ def train(
     check_fit(network, spec, engine.device)
     whitening = Whitening.of(recipe, tensors)
     feeds = _plan(recipe, source, engine, seed, Normalize(spec.mean, spec.std, whitening))
-    run = _Run(network, engine, seed, feeds, tensors, limit_steps, on_step)
+    run = _Run(network, engine, seed, feeds, tensors, limit_steps, on_step, alike)
     run.check_batches_of_one(name)
     with (
         _own_randomness(engine.device, latents.fold(_DROPOUT, seed)),
@@ -190,6 +193,7 @@ class _Run:
         tensors: dict[str, Tensor],
         limit: int | None,
         on_step: OnStep | None,
+        alike: int,
     ) -> None:
         self.network, self.engine, self.seed, self.feeds = network, engine, seed, feeds
         self.tensors, self.on_step = tensors, on_step
@@ -204,7 +208,7 @@ class _Run:
         compiled = engine.compile(_loss)
         shown = _images_by_size(feeds, self.total)
         self.losses = {
-            size: compiled if compiling.worth(engine, count, size) else _loss for size, count in shown.items()
+            size: compiled if compiling.worth(engine, alike * count, size) else _loss for size, count in shown.items()
         }
         shape = feeds[0].dataset.image_shape
         # Every step reads its images from here: one address and one memory order for each batch size.
