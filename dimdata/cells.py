@@ -95,7 +95,7 @@ def cuts_stages(generator: Generator, recipe: Recipe, ipc: int | None) -> bool:
 
 def _leg_images(generator: Generator, recipe: Recipe, images: int) -> tuple[int, ...]:
     """Return the images of an epoch of each leg; a prefix of the stages may hold fewer than `images`."""
-    stored = [generator.view(stage=leg.stage).images for leg in recipe.legs]
+    stored = [generator.view(stage=leg.stage, alone=leg.alone).images for leg in recipe.legs]
     return tuple(images if count is None else min(count, images) for count in stored)
 
 
@@ -210,7 +210,7 @@ def in_steps(cell: Cell) -> Recipe:
         batches = math.ceil(images / leg.batch_size)
         steps = leg.steps if leg.epochs is None else leg.epochs * batches
         size = math.ceil(images / batches)  # an epoch's last batch may be smaller; here all are of one size
-        legs.append(dataclasses.replace(leg, stage=None, epochs=None, steps=steps, batch_size=size))
+        legs.append(dataclasses.replace(leg, stage=None, alone=False, epochs=None, steps=steps, batch_size=size))
     return dataclasses.replace(cell.recipe, legs=tuple(legs))
 
 

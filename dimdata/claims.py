@@ -135,7 +135,7 @@ def _shown(generator: Generator, recipe: Recipe, images: int) -> int:
     """Return how many images a student is shown in a recipe at so many images an epoch."""
     total = 0
     for leg in recipe.legs:
-        there = generator.view(stage=leg.stage).images
+        there = generator.view(stage=leg.stage, alone=leg.alone).images
         here = images if there is None else min(images, there)
         batch = min(leg.batch_size, here)
         whole, rest = divmod(leg.steps or 0, math.ceil(here / batch))

@@ -341,9 +341,9 @@ class LeveredGenerator(Generator):
         """Images drawn for each one handed out."""
         return self._levers.best_of * self.plain.candidates
 
-    def view(self, *, stage: int | None = None, draw: str = "fresh") -> Generator:
+    def view(self, *, stage: int | None = None, draw: str = "fresh", alone: bool = False) -> Generator:
         """Return the levered view of the plain generator; see `Generator.view`."""
-        seen = self.plain.view(stage=stage, draw=draw)
+        seen = self.plain.view(stage=stage, draw=draw, alone=alone)
         return self if seen is self.plain else LeveredGenerator(seen, self._levers, self.teacher)
 
     def _sample_index(self, labels: Tensor, slot: Tensor) -> Tensor:

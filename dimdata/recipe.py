@@ -25,6 +25,7 @@ class Leg(Record):
 
     Attributes:
         stage: Train on this prefix of the stages; none = all.
+        alone: Train on the images of that stage alone, without those of the stages before.
         epochs: Passes over the draw; exactly one of `epochs` and `steps` is given.
         steps: Optimiser steps.
         batch_size: Images a step; a smaller draw makes smaller batches.
@@ -45,6 +46,7 @@ class Leg(Record):
     """
 
     stage: int | None = None
+    alone: bool = False
     epochs: int | None = None
     steps: int | None = None
     batch_size: int
@@ -69,6 +71,7 @@ class Leg(Record):
         require(length is not None and 1 <= length <= MAX_LENGTH, f"leg: {length} epochs or steps; 1 or more.")
         require(1 <= self.batch_size <= MAX_LENGTH, f"leg.batch_size is {self.batch_size}; 1 or more is needed.")
         require(self.stage is None or self.stage >= 1, f"leg.stage is {self.stage}; stages count from 1.")
+        require(self.stage is not None or not self.alone, "leg.alone needs leg.stage.")
         require(self.lr > 0, f"leg.lr is {self.lr}; it must be positive.")
         require(0 <= self.momentum < 1, f"leg.momentum is {self.momentum}; it must be in [0, 1).")
         require(0 <= self.warmup < 1, f"leg.warmup is {self.warmup}; it must be in [0, 1).")
@@ -76,6 +79,13 @@ class Leg(Record):
         require(bool(self.lr_drops) or self.schedule != "step", "leg.lr_drops: a step schedule needs at least one.")
         require(self.lr_factor > 0, f"leg.lr_factor is {self.lr_factor}; it must be positive.")
         require(self.weight_decay >= 0, f"leg.weight_decay is {self.weight_decay}; it must not be negative.")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `from_json` reads; legs on whole prefixes say nothing of `alone`, as they did before it was."""
+        data = super().to_json()
+        if not self.alone:
+            del data["alone"]
+        return data
 
     def describe(self) -> str:
         """Return the leg in one line, for tables and cards."""
@@ -89,7 +99,7 @@ class Leg(Record):
                 how += f", momentum {self.momentum:g}{' (nesterov)' if self.nesterov else ''}"
             how += f", weight decay {self.weight_decay:g}"
         augment = f"augment {self.augment} ({self.dialect})" if self.augment else "no augmentation"
-        stage = f"stage {self.stage}, " if self.stage else ""
+        stage = f"stage {self.stage}{' alone' * self.alone}, " if self.stage else ""
         order = "" if self.shuffle else ", stored order"
         return f"{stage}{length}, batch {self.batch_size}{order}, {how}, {augment}"
 
@@ -203,10 +213,12 @@ class Recipe(Record):
         )
 
     def upto(self, stage: int) -> Recipe:
-        """Return the recipe for a prefix of the stages: without the legs of later ones."""
+        """Return the recipe for a prefix of the stages: without the legs of later ones, and their step sizes."""
         legs = tuple(leg for leg in self.legs if leg.stage is None or leg.stage <= stage)
         require(bool(legs), f"The recipe has no leg for stage {stage}.")
-        return dataclasses.replace(self, legs=legs)
+        unused = {leg.step_sizes for leg in self.legs} - {leg.step_sizes for leg in legs}
+        tensors = tuple(name for name in self.tensors if name not in unused)
+        return dataclasses.replace(self, legs=legs, tensors=tensors)
 
     @property
     def student(self) -> str:

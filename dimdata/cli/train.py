@@ -72,7 +72,7 @@ def run(
     """
     if out is not None:
         output.require_place(out, "student.safetensors")
-    from dimdata.cells import require_whole_stages, with_epochs
+    from dimdata.cells import with_epochs
     from dimdata.engine import Engine, keep_freed_memory
     from dimdata.students import make_student
     from dimdata.students.own import user_student
@@ -98,7 +98,6 @@ def run(
         recipe = replace(recipe, legs=tuple(replace(leg, augment=augment) for leg in recipe.legs))
     if ipc is None and generator.images is None:
         ipc = 10
-    require_whole_stages(generator, recipe, ipc)
     if out is not None and given is not None and not isinstance(given, str):  # what cannot be kept is told now
         require_storable(make_student(given, generator.spec.image_shape, generator.spec.num_classes))
     walked: list[dict[str, Any]] = []

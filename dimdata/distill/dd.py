@@ -6,6 +6,10 @@ through that whole training (`unroll`). With soft labels (Sucholutsky and Schonl
 distributions are learned too, and there may be fewer images than classes.
 
 The result belongs to the order, the step sizes and the start it was learned for; its recipe carries all three.
+
+As a later stage of a progressive distillation it learns more images, and their step sizes, for networks at the end of
+the stages before. Unrolling goes through the stage's own part of a student's training alone, so a step of learning
+costs less by the number of stages: each stage takes as many of them as the method takes without stages.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from torch.nn import functional as F
 
 from dimdata import latents
 from dimdata.distill.beginnings import BEGINNINGS, Beginning, Origin, Setting, begin, origin_of
-from dimdata.distill.method import METHODS, Losses, Method, Phase, Probe
+from dimdata.distill.method import METHODS, Earlier, Losses, Method, Phase, Probe
 from dimdata.distill.objectives import objective_of
 from dimdata.distill.starts import Pretrain, Starts
 from dimdata.distill.state import pack_optimizer, unpack_optimizer
@@ -153,10 +157,18 @@ class DD(Method):
     Config = DDConfig
     config: DDConfig
 
-    def __init__(self, config: DDConfig, real: RealData, engine: Engine, seed: int, steps: int) -> None:
+    def __init__(
+        self,
+        config: DDConfig,
+        real: RealData,
+        engine: Engine,
+        seed: int,
+        steps: int,
+        earlier: Earlier | None = None,
+    ) -> None:
         # Training by unrounded step sizes is what is learned: half precision would be another training.
         engine = dataclasses.replace(engine, bf16=False)
-        super().__init__(config, real, engine, seed, steps)
+        super().__init__(config, real, engine, seed, steps, earlier)
         self.config = config
         classes = real.num_classes
         self.per_step = config.images or config.per_class * classes
@@ -171,9 +183,12 @@ class DD(Method):
         self.std = torch.tensor(real.std, device=engine.device)[:, None, None]
         self.batches = Batches(real.train, engine.device, latents.fold(_BATCHES, seed), config.batch_size)
         self._ends = latents.fold(_ENDS, seed)
-        self.starts = Starts(config.student, config.law, config.start, config.pretrain, real, engine, seed)
+        self.starts = Starts(config.student, config.law, config.start, config.pretrain, real, engine, seed, earlier)
         self.unroll = Unroll(self.starts.template(), engine)
-        self.hard = _by_row(rows, classes).view(config.inner_steps, self.per_step, classes).to(engine.device)
+        self.first_row = (earlier.generator.images or 0) if earlier else 0
+        self.hard = (
+            _by_row(rows, classes, self.first_row).view(config.inner_steps, self.per_step, classes).to(engine.device)
+        )
         self.origin = Origin()
         self._has_begun = self._told = False
         self._learned = {"images": self.hard.new_zeros(*self.hard.shape[:2], *real.image_shape)}
@@ -197,6 +212,27 @@ class DD(Method):
             )
         self.settles = after  # its step is the last of those that were planned
 
+    @classmethod
+    def for_stages(cls, config: Record, stages: int) -> Record:
+        """Share the batches out among the stages, but not the steps; see `Method.for_stages`."""
+        assert isinstance(config, DDConfig)
+        if config.begin not in BEGINNINGS:
+            raise ArgumentError(f"Stages cannot begin as {config.begin!r:.80}.", f"Use {', '.join(BEGINNINGS)}.")
+        if config.pretrain.networks(config.start):
+            raise ArgumentError(
+                "Stages cannot be learned for networks that the run trains first (pretrain.on).",
+                "Leave it out, or give one that dimdata train -o has stored.",
+            )
+        inner = config.inner_steps
+        if inner % stages:
+            fit = [str(n) for n in range(2, inner + 1) if inner % n == 0]
+            raise ArgumentError(
+                f"{inner} batches (inner_steps) cannot be shared equally among {stages} stages.",
+                f"Use {', '.join(fit[:12])} stages, or other inner_steps." if fit else "Ask for more inner_steps.",
+            )
+        window = min(config.window, inner // stages * config.epochs)
+        return dataclasses.replace(config, inner_steps=inner // stages, window=window)
+
     @property
     def learned(self) -> Mapping[str, Tensor]:
         """What is learned: `images` `[S, B, C, H, W]` in normalised units, `logits` `[S, B, K]` of the soft labels,
@@ -212,7 +248,11 @@ class DD(Method):
         if self._has_begun:
             return
         config = self.config
-        begun = begin(config.begin, Setting(self.real, self.hard[..., 0].numel(), self.seed, self._score))
+        own = self.hard[..., 0].numel()
+        seed = self.earlier.seed if self.earlier else self.seed
+        # A stage begins with what the images of a run without stages go on with, behind those of the stages before.
+        setting = Setting(self.real, self.first_row + own, seed, lambda images: self._score(images[-own:]))
+        begun = begin(config.begin, setting)
         if begun.targets is not None and not config.soft:
             raise ArgumentError(f"The images of {config.begin} have soft labels.", "Learn them on: --set soft=true.")
         if begun.start is not None and self.starts.fixed and begun.student == config.student:
@@ -231,14 +271,15 @@ class DD(Method):
     def _first(self, begun: Beginning) -> dict[str, Tensor]:
         """Return what is learned as it begins; see `learned`."""
         config, device = self.config, self.engine.device
-        images = self.normalise(begun.images.to(device)).view(*self.hard.shape[:2], *self.real.image_shape)
+        own = begun.images[self.first_row :].to(device)
+        images = self.normalise(own).view(*self.hard.shape[:2], *self.real.image_shape)
         first = {"images": images.contiguous()}
         if config.soft:
             blunt = torch.lerp(self.hard, self.hard.new_full((), 1 / self.real.num_classes), config.smoothing)
             targets = blunt if begun.targets is None else begun.targets.to(device).view_as(blunt).clamp_min(_LEAST)
             first["logits"] = targets.log()
         steps = config.inner_steps * config.epochs
-        sizes = torch.full((steps,), config.step_size)
+        sizes = torch.full((steps,), self._usual_size())
         if begun.sizes is not None and begun.batch == self.per_step:
             sizes = _of_length(begun.sizes, steps, config.inner_steps)
         elif begun.sizes is not None:
@@ -247,6 +288,13 @@ class DD(Method):
                 *(config.begin, begun.batch, self.per_step),
             )
         return first | {"sizes": _before_softplus(sizes.to(device))}
+
+    def _usual_size(self) -> float:
+        """Return what step sizes begin as: as configured, or the mean of those that the stage before ended with."""
+        if self.earlier is None:
+            return self.config.step_size
+        before = self.earlier.generator
+        return float(before.recipe_tensors[before.recipe.legs[-1].step_sizes or ""].mean())
 
     @classmethod
     def default_steps(cls, config: Record) -> int:
@@ -298,7 +346,8 @@ class DD(Method):
         """Return the loss after training on images `[N, C, H, W]` in [0, 1], at the best of a few equal step sizes."""
         config = self.config
         batches = self.normalise(images.to(self.engine.device)).view(*self.hard.shape[:2], *self.real.image_shape)
-        sizes = torch.full((config.inner_steps * config.epochs,), config.step_size, device=self.engine.device)
+        steps = config.inner_steps * config.epochs
+        sizes = torch.full((steps,), self._usual_size(), device=self.engine.device)
         weights = self.starts.weights(0, config.networks)
         real, labels = self.batches.at(0)
         real, labels = self.normalise(real), self.objective.labels(labels)
@@ -440,15 +489,18 @@ class DD(Method):
         real, config = self.real, self.config
         start, tensors = self.starts.stored()
         order = {"epochs": config.epochs, "batch_size": self.per_step, "shuffle": False}
-        leg = Leg(**order, step_sizes=SIZES, momentum=0.0, weight_decay=0.0)  # type: ignore[arg-type]
-        tensors = {SIZES: self.sizes().detach().cpu(), **tensors}
+        name = f"{SIZES}.{self.earlier.generator.stages + 1}" if self.earlier else SIZES
+        leg = Leg(**order, step_sizes=name, momentum=0.0, weight_decay=0.0)  # type: ignore[arg-type]
+        tensors = {name: self.sizes().detach().cpu(), **tensors}
         images = (self.learned["images"].detach().flatten(0, 1) * self.std + self.mean).cpu()
         targets = self.targets().detach().flatten(0, 1).cpu() if config.soft else None
         if not config.learn_images and images.min() > -_ROUNDING and images.max() < 1 + _ROUNDING:
             images = images.clamp(0, 1)
+        row = torch.arange(self.first_row, self.first_row + len(images))
         made = table_generator(
             images,
             targets=targets,
+            labels=None if config.soft else row % real.num_classes,
             classes=real.classes,
             mean=real.mean,
             std=real.std,
@@ -462,10 +514,13 @@ class DD(Method):
         return made
 
 
-def _by_row(rows: int, classes: int) -> Tensor:
-    """Return the class of each row as a distribution `[rows, classes]`: shared where rows are fewer than classes."""
+def _by_row(rows: int, classes: int, first: int = 0) -> Tensor:
+    """Return the class of each row from a first one on as a distribution `[rows, classes]`.
+
+    Where rows are fewer than classes, a row has several.
+    """
     if rows >= classes:
-        return F.one_hot(torch.arange(rows) % classes, classes).to(torch.float32)
+        return F.one_hot(torch.arange(first, first + rows) % classes, classes).to(torch.float32)
     shares = F.one_hot(torch.arange(classes) % rows, rows).T.to(torch.float32)
     return shares / shares.sum(1, keepdim=True)
 

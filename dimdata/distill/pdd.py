@@ -8,6 +8,10 @@ stage is thus what a student needs next. (A base that learns a table may have th
 Nothing here depends on what the base is: it is asked for a config of one stage (`Method.for_stages`), and its
 generators for their union (`Generator.joined`).
 
+Over `dd`, a stage is learned for networks that end where the stages before took them, and a
+student's leg goes through the images of its stage alone; from a fixed start there is one such network, and `networks=1`
+will do.
+
 Over `dim`, every stage is a whole network. With `settings.network.name` `subpixel-coded` it is one network instead that
 is conditioned on the stage: the first stage trains all of it, each later one only its own code (see
 `dimdata.generators.coded`), for which `first_share` gives the first more of the steps.
@@ -32,7 +36,7 @@ from dimdata import latents
 from dimdata.distill.config import make_config
 from dimdata.distill.forgetting import forgetting_counts, hardest
 from dimdata.distill.method import METHODS, Earlier, Losses, Method, Phase, Probe
-from dimdata.distill.staging import shares, shortened, steps_of, walk
+from dimdata.distill.staging import learned_steps, shares, shortened, steps_of, walk
 from dimdata.engine import Engine
 from dimdata.errors import ArgumentError, FormatError
 from dimdata.generators.base import GENERATORS, Generator, shapes_only
@@ -69,7 +73,8 @@ class PddConfig(Record):
         age: Student steps of the oldest of these networks; 0 = those of the legs before, which a student has behind it
             when it comes to the stage.
         youngest: Share of that age which all of them have at least; their ages lie at equal distances above it. As
-            published, all are of full age (1); over `mtt` there are 100, and over `idc` each is used but once.
+            published, all are of full age (1); over `mtt` there are 100, and over `idc` each is used but once. Where
+            students walk the stages in learned steps (`dd`), all are of full age.
         real_steps: Steps on real images that the oldest network takes after those on the stages, the others as many
             fewer as they are younger; 0 = none. What is distilled is then what a student needs that goes on from the
             stages to real images, as it is for the experts of `mtt`, which take such steps by themselves.
@@ -200,10 +205,11 @@ class Shelf:
         """Return a copy of network `number` modulo the size; see `NetworkSource`."""
         place = number % self.size
         if place not in self._made:
+            recipe = self.generator.recipe
             trained = TrainedOn(
                 self.generator,
                 self.source,
-                recipe=shortened(self.generator.recipe, self.steps(place)),
+                recipe=recipe if learned_steps(recipe) else shortened(recipe, self.steps(place)),
                 ipc=fresh_ipc(self.generator) if self.generator.images is None else None,
                 seed=self.seed,
                 engine=self.engine,
@@ -255,6 +261,7 @@ class PDD(Method):
         first = self.base.generator()
         # What cannot be walked is refused now.
         self.walked = walk([first.recipe] * config.stages, [first.images] * config.stages, config.last_share)
+        self._require_whole_legs()
 
     @classmethod
     def resolve(cls, config: Record) -> Record:
@@ -320,6 +327,22 @@ class PDD(Method):
                 "Drop fewer, or learn fewer images.",
             )
 
+    def _require_whole_legs(self) -> None:
+        """Refuse settings that cut legs, or put steps between them, where the steps of each were learned.
+
+        Raises:
+            ArgumentError: If there are any.
+        """
+        if not learned_steps(self.walked):
+            return
+        for name in ("last_share", "age", "youngest", "real_steps"):
+            if getattr(self.config, name) != PddConfig.__dataclass_fields__[name].default:
+                raise ArgumentError(
+                    f"{name} is {getattr(self.config, name)}, but students of {self.config.base} walk the stages in "
+                    "learned steps, all of them and no others.",
+                    f"Leave out {name}.",
+                )
+
     def _share_of(self, stage: int) -> float:
         """Return the share of the real images that a stage is given."""
         return 1 - self.config.drop * stage / max(1, self.config.stages - 1)
@@ -381,8 +404,12 @@ class PDD(Method):
         if self.config.age:
             return self.config.age
         unlimited = fresh_ipc(before) * before.spec.num_classes
-        unions = [before.view(stage=stage + 1).images or unlimited for stage in range(len(self.done))]
-        return sum(steps_of(leg, union) for leg, union in zip(self.walked.legs, unions, strict=False))
+        return sum(self._leg_steps(before, unlimited)[: len(self.done)])
+
+    def _leg_steps(self, generator: Generator, unlimited: int) -> list[int]:
+        """Return a student's steps in the leg of each stage of a generator, whose images may be without limit."""
+        legs = self.walked.legs[: generator.stages]
+        return [steps_of(leg, generator.view(stage=leg.stage, alone=leg.alone).images or unlimited) for leg in legs]
 
     def _key(self, generator: Generator, age: int, seed: int) -> str:
         """Return a digest of all that decides on the networks of a `Shelf`, but for what they are before it."""
@@ -441,10 +468,10 @@ class PDD(Method):
             return ""
         whole, config = self.outline(), self.config
         unlimited = fresh_ipc(whole) * whole.spec.num_classes
-        union = [whole.view(stage=stage).images or unlimited for stage in range(1, config.stages + 1)]
-        lengths = [steps_of(leg, count) for leg, count in zip(self.walked.legs, union, strict=True)]
+        lengths = self._leg_steps(whole, unlimited)
         ages = [config.age or sum(lengths[:stage]) for stage in range(1, config.stages)]
-        share = config.youngest + (1 - config.youngest) * (config.networks + 1) / (2 * config.networks)
+        youngest = 1.0 if learned_steps(self.walked) else config.youngest
+        share = youngest + (1 - youngest) * (config.networks + 1) / (2 * config.networks)
         on_real = f" and up to {config.real_steps:,} on real images" if config.real_steps else ""
         networks = f"{config.networks} network{'s' * (config.networks > 1)}"
         return (

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from dimdata.errors import ArgumentError
 from dimdata.recipe import WHITENING, Leg, Recipe
+from dimdata.students.source import START
 
 
 def shares(total: int, weights: Sequence[float]) -> list[int]:
@@ -23,8 +24,11 @@ def walk(recipes: Sequence[Recipe], images: Sequence[int | None], last_share: fl
     the epochs. (The published evaluation of progressive distillation gives every stage half of the epochs of the
     method without stages, which is 1.5 times the steps at five stages.)
 
+    Learned step sizes belong to the very batches that they were learned with: legs of these are walked as they are, on
+    the images of each stage alone.
+
     Args:
-        recipes: The recipe of each stage for itself, of one leg.
+        recipes: The recipe of each stage for itself, of one leg. They share their start and its tensors.
         images: Images of each stage; none where they are unlimited.
         last_share: Share of the steps (of the epochs, where images are unlimited) in the last leg, on all images; the
             others share the rest as they otherwise share all. A prefix of the stages is then trained on for fewer.
@@ -33,14 +37,20 @@ def walk(recipes: Sequence[Recipe], images: Sequence[int | None], last_share: fl
         ArgumentError: If a recipe has several legs, or fewer epochs or steps than there are stages.
     """
     for recipe in recipes:
-        if len(recipe.legs) != 1 or not all(name.startswith(WHITENING) for name in recipe.tensors):
+        known = (WHITENING, START, *(leg.step_sizes for leg in recipe.legs if leg.step_sizes))
+        if len(recipe.legs) != 1 or not all(name.startswith(known) for name in recipe.tensors):
             raise ArgumentError(
-                "Stages need a recipe of one leg, and no tensors but those that whiten; their own are made of it.",
-                "Leave out legs of the base's recipe.",
+                "Stages need a recipe of one leg, and no tensors but those that whiten, learned step sizes and a "
+                "start; their own are made of it.",
+                "Leave out legs and tensors of the base's recipe.",
             )
     if len(recipes) == 1:
         return recipes[0]
     last = recipes[-1].legs[0]
+    tensors = tuple(dict.fromkeys(name for recipe in recipes for name in recipe.tensors))
+    if last.step_sizes is not None:
+        alone = [dataclasses.replace(recipe.legs[0], stage=k, alone=True) for k, recipe in enumerate(recipes, 1)]
+        return dataclasses.replace(recipes[-1], legs=tuple(alone), tensors=tensors)
     unions = [None if None in images else sum(n or 0 for n in images[: k + 1]) for k in range(len(images))]
     if unions[-1] is None:
         total, weights = last.epochs or last.steps or 0, [1.0] * len(recipes)
@@ -65,7 +75,12 @@ def walk(recipes: Sequence[Recipe], images: Sequence[int | None], last_share: fl
         )
         for stage, (recipe, length) in enumerate(zip(recipes, lengths, strict=True), 1)
     )
-    return dataclasses.replace(recipes[-1], legs=legs)
+    return dataclasses.replace(recipes[-1], legs=legs, tensors=tensors)
+
+
+def learned_steps(recipe: Recipe) -> bool:
+    """Whether the steps of a recipe were learned one by one, so that it is followed as it is or not at all."""
+    return any(leg.step_sizes is not None for leg in recipe.legs)
 
 
 def steps_of(leg: Leg, images: int) -> int:

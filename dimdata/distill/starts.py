@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dimdata import latents
-from dimdata.distill.method import Losses
+from dimdata.distill.method import Earlier, Losses
 from dimdata.engine import Engine
 from dimdata.errors import ArgumentError, NotFoundError
 from dimdata.generators.base import Generator
 from dimdata.real import RealData, all_real, load_real
 from dimdata.recipe import Leg, Recipe, Start
 from dimdata.spec import Record, require
-from dimdata.students.source import START, InitLaw, NetworkSource, StoredWeights, load_weights
+from dimdata.students.source import START, InitLaw, NetworkSource, StoredWeights, load_weights, source_of
 from dimdata.students.store import load_student
 from dimdata.students.train import train
 
@@ -93,6 +93,8 @@ class Starts:
         real: What is distilled.
         engine: Device and precision.
         seed: Of all noise.
+        earlier: The stages before, where this is a later stage: networks start as they do there, and are trained on
+            those stages.
 
     Attributes:
         alike: Whether one network is stored with the result, from which all students start.
@@ -103,7 +105,15 @@ class Starts:
     """
 
     def __init__(
-        self, student: str, law: str, start: str, pretrain: Pretrain, real: RealData, engine: Engine, seed: int
+        self,
+        student: str,
+        law: str,
+        start: str,
+        pretrain: Pretrain,
+        real: RealData,
+        engine: Engine,
+        seed: int,
+        earlier: Earlier | None = None,
     ) -> None:
         if ":" in student:
             raise ArgumentError(
@@ -116,7 +126,15 @@ class Starts:
         self.alike = self.fixed or bool(pretrain.on)
         self.key = latents.fold(_NETWORKS, seed)
         self._plain = InitLaw(student, real.image_shape, real.num_classes, law, self.key)
-        self._stored: NetworkSource | None = self._load() if pretrain.is_file else None
+        self._before = earlier.generator if earlier else None
+        self._source: NetworkSource = self._plain
+        if earlier:
+            before = earlier.generator
+            shape, classes, tensors = real.image_shape, real.num_classes, before.recipe_tensors
+            first = source_of(before.recipe.start, shape, classes, tensors=tensors, seed=self.key)
+            self._source = earlier.after(first)
+        elif pretrain.is_file:
+            self._source = self._load()
         self._lesson = self._other() if pretrain.on and not pretrain.is_file else None
         self._kept: dict[int, Weights] = {}
 
@@ -242,7 +260,7 @@ class Starts:
         """Return the weights of a network of any number, trained first where that is asked for."""
         if self._lesson is not None:
             return _weights_of(self._train(number)[0])
-        return _weights_of(self.engine.place((self._stored or self._plain).network(number)))
+        return _weights_of(self.engine.place(self._source.network(number)))
 
     def _keep(self, number: int) -> Weights:
         if number not in self._kept:
@@ -265,6 +283,9 @@ class Starts:
 
     def stored(self) -> tuple[Start, Weights]:
         """Return what a recipe says of the start, and the tensors it needs for that."""
+        if self._before is not None:  # students go through the stages before themselves
+            tensors = self._before.recipe_tensors
+            return self._before.recipe.start, {n: t.clone() for n, t in tensors.items() if n.startswith(START)}
         if not self.alike:
             return Start(law=self.law, student=self.student), {}  # type: ignore[arg-type]
         # Of random trained starts, one that distillation never saw; until it is trained, as it begins.

@@ -115,7 +115,7 @@ class Generator(nn.Module, ABC):
 
         Args:
             parts: The stages, in order; they share classes, image shape and storage.
-            recipe: How a student is trained on all; the tensors that it names are those of the first part.
+            recipe: How a student is trained on all; each tensor that it names is that of the first part that has it.
             method: What made them.
 
         Raises:
@@ -139,16 +139,22 @@ class Generator(nn.Module, ABC):
         """Images drawn for each one handed out: what a chosen draw costs."""
         return 1
 
-    def view(self, *, stage: int | None = None, draw: str = "fresh") -> Generator:
+    def view(self, *, stage: int | None = None, draw: str = "fresh", alone: bool = False) -> Generator:
         """Return the generator seen through a prefix of its stages, or through its stored latents.
 
         Args:
             stage: The last stage of the prefix, from 1; none = all.
+            alone: That stage by itself, without those before; of stored images alone.
             draw: `fresh` or `fixed`; generators that store latents use them under `fixed`.
 
         Raises:
-            ArgumentError: If there is no such stage.
+            ArgumentError: If there is no such stage, or one of images without limit is asked for by itself.
         """
+        if alone and self.images is None:
+            raise ArgumentError(
+                f"{self.name or 'This generator'} draws without limit; its stages are not seen one by one.",
+                "Use a prefix of the stages.",
+            )
         if stage is not None and not 1 <= stage <= self.stages:
             raise ArgumentError(
                 f"{self.name or 'This generator'} has {self.stages} stage{'s' * (self.stages > 1)}, not {stage}.",

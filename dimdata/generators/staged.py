@@ -67,9 +67,9 @@ class NetworkStages(Generator):
         """Return the stage int64 `[B]`, counted from 0, that indices int64 `[B]` are drawn from."""
         return (index // self.spec.num_classes) % self.stages
 
-    def view(self, *, stage: int | None = None, draw: str = "fresh") -> Generator:
+    def view(self, *, stage: int | None = None, draw: str = "fresh", alone: bool = False) -> Generator:
         """Return the generator of the first stages, which shares their weights; see `Generator.view`."""
-        super().view(stage=stage, draw=draw)
+        super().view(stage=stage, draw=draw, alone=alone)
         if stage is None or stage == self.stages:
             return self
         spec = dataclasses.replace(self.spec, options={**self.spec.options, "stages": stage})

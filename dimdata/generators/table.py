@@ -107,13 +107,14 @@ class TableGenerator(Generator):
         """How many stages there are."""
         return max(1, len(self.config.stages))
 
-    def view(self, *, stage: int | None = None, draw: str = "fresh") -> Generator:
-        """Return the table seen through a prefix of its stages; see `Generator.view`."""
-        super().view(stage=stage, draw=draw)
-        if stage is None or stage == self.stages:
+    def view(self, *, stage: int | None = None, draw: str = "fresh", alone: bool = False) -> Generator:
+        """Return the table seen through a prefix of its stages, or a stage of it; see `Generator.view`."""
+        super().view(stage=stage, draw=draw, alone=alone)
+        if stage is None or self.stages == 1 or (stage == self.stages and not alone):
             return self
-        part = self.prefix(sum(self.config.stages[:stage]))
+        part = self._cut(self.config.stages[:stage], sum(self.config.stages[: stage - 1]) if alone else 0)
         part.recipe = self.recipe.upto(stage)
+        part.recipe_tensors = {name: self.recipe_tensors[name] for name in part.recipe.tensors}
         return part
 
     def prefix(self, rows: int) -> TableGenerator:
@@ -123,15 +124,30 @@ class TableGenerator(Generator):
             if left:
                 stages.append(min(size, left))
                 left -= stages[-1]
+        return self._cut(tuple(stages) or (rows,), 0, bool(stages))
+
+    def _cut(self, stages: tuple[int, ...], first: int, staged: bool = True) -> TableGenerator:
+        """Return the rows of the first stages, from a row on, as a table of its own that shares their memory."""
+        rows = sum(stages) - first
+        # Labels that go by the row go by another one where the first is not of class 0.
+        shifted = first % self.spec.num_classes > 0 and self.row_targets is None
         values = self.spec.to_json() | {
             "images": rows,
-            "options": {"stages": stages, "labels": self.config.labels, "factor": self.config.factor},
+            "options": {
+                "stages": [] if first or not staged else list(stages),
+                "labels": self.config.labels or shifted,
+                "factor": self.config.factor,
+            },
         }
         spec = Spec.from_json(values, keep_unknown=True)
         with torch.device("meta"):
             part = TableGenerator(spec, self.recipe, self.recipe_tensors)
-        held = rows // self.config.factor**2
-        part.load_state_dict({name: tensor[:held] for name, tensor in self.state_dict().items()}, assign=True)
+        tiles = self.config.factor**2
+        held = slice(first // tiles, (first + rows) // tiles)
+        tensors = {name: tensor[held] for name, tensor in self.state_dict().items()}
+        if shifted:
+            tensors["row_labels"] = self.labels(torch.arange(first, first + rows, device=self.device))
+        part.load_state_dict(tensors, assign=True)
         part.name, part.revision = self.name, self.revision
         return part
 
@@ -153,7 +169,8 @@ class TableGenerator(Generator):
         }
         with torch.device("meta"):
             whole = cls(Spec.from_json(values), recipe)
-        whole.recipe_tensors = {name: tables[0].recipe_tensors[name] for name in recipe.tensors}
+        held = {name: tensor for part in reversed(tables) for name, tensor in part.recipe_tensors.items()}
+        whole.recipe_tensors = {name: held[name] for name in recipe.tensors}
         tensors = {"table": torch.cat([part.table for part in tables])}
         if whole.row_targets is not None:
             tensors["row_targets"] = torch.cat([part.row_targets for part in tables if part.row_targets is not None])

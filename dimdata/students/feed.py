@@ -144,23 +144,23 @@ class Source:
             GeneratedDataset(source, ipc, draw=draw, stage=stage)  # type: ignore[arg-type] # refuses it, and says why
         self.generator: Generator = source
         self.ipc, self.seed, self.draw, self.stage, self.device = ipc, seed, draw, stage, device
-        self._datasets: dict[int | None, GeneratedDataset] = {}
+        self._datasets: dict[tuple[int | None, bool], GeneratedDataset] = {}
 
-    def dataset(self, stage: int | None) -> GeneratedDataset:
-        """Return the images of a leg that asks for this prefix of the stages (none = all there are)."""
+    def dataset(self, stage: int | None, alone: bool = False) -> GeneratedDataset:
+        """Return the images of a leg that asks for this prefix of the stages (none = all there are), or one `alone`."""
         if stage is None:
             stage = self.stage
-        if stage not in self._datasets:
-            view = self.generator.view(stage=stage, draw=self.draw)
+        if (stage, alone) not in self._datasets:
+            view = self.generator.view(stage=stage, draw=self.draw, alone=alone)
             # A prefix may have fewer images per class than the whole was asked for; then it gives all it has.
             short = stage is not None and self.ipc is not None and view.images is not None
             fits = not short or self.ipc * view.spec.num_classes <= (view.images or 0)  # type: ignore[operator]
-            self._datasets[stage] = GeneratedDataset(
-                self.generator,
+            self._datasets[stage, alone] = GeneratedDataset(
+                view if alone else self.generator,
                 self.ipc if fits else None,
                 seed=self.seed,
                 draw=self.draw,  # type: ignore[arg-type]
-                stage=stage,
+                stage=None if alone else stage,
                 device=self.device,
             )
-        return self._datasets[stage]
+        return self._datasets[stage, alone]

@@ -267,7 +267,11 @@ class _Run:
         """Return how many different images were shown."""
         datasets = list(dict.fromkeys(feed.dataset for feed in self.feeds))
         if any(dataset.generator.images is not None for dataset in datasets):
-            return min(self.drawn, max(len(dataset) for dataset in datasets))
+            apart = sum(
+                len(feed.dataset) for feed in {feed.dataset: feed for feed in self.feeds}.values() if feed.leg.alone
+            )
+            whole = max((len(feed.dataset) for feed in self.feeds if not feed.leg.alone), default=0)
+            return min(self.drawn, max(whole, apart))
         if datasets[0].draw == "fresh":
             return self.drawn
         return min(self.drawn, _drawn_once(datasets))
@@ -292,7 +296,7 @@ def _plan(recipe: Recipe, source: Source, engine: Engine, seed: int, normalize: 
     for leg in recipe.legs:
         if source.stage is not None and leg.stage is not None and leg.stage > source.stage:
             continue
-        feed = Feed(source.dataset(leg.stage), leg, engine, seed, epoch, normalize)
+        feed = Feed(source.dataset(leg.stage, leg.alone), leg, engine, seed, epoch, normalize)
         feeds.append(feed)
         epoch += feed.epochs
     if not feeds:

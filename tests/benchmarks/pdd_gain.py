@@ -2,15 +2,18 @@
 
     python tests/benchmarks/pdd_gain.py fashion-mnist --base dm --preset dm-fashion-mnist --ipc 10 --out gain.json
     python tests/benchmarks/pdd_gain.py fashion-mnist --base dim --preset dim-fashion-mnist --stages 3 --out gain.json
+    python tests/benchmarks/pdd_gain.py cifar10 --base dd --preset dd-cifar10-lenet --stages 2 --each --out gain.json
 
-For each seed the base is distilled once as it is and once in stages, in as many steps altogether. Steps of fixed
-length, those of MTT's experts, come on top: once for the base, and once for each stage. Seconds are those of the
-distillations, the networks that are trained for later stages included.
+For each seed the base is distilled once as it is and once in stages, in as many steps altogether; with --each, every
+stage takes as many steps as the base, as published, and the seconds tell what that costs. Steps of fixed length, those
+of MTT's experts, come on top: once for the base, and once for each stage. Seconds are those of the distillations, the
+networks that are trained for later stages included.
 
 Students are trained on the images of either in both ways: in one leg on all images, and in a walk, leg by leg on the
 growing union of the stages (the base's images being shared out in their order; where they are unlimited, all legs draw
 from all of them). So what the images gain is told from what the walk does. All four take as many steps; they do not
-see as many images, since a leg on few images has small batches: both numbers are recorded.
+see as many images, since a leg on few images has small batches: both numbers are recorded. Where the steps themselves
+are learned (`dd`), each is trained in its own way alone.
 
 Settings are chosen by --validation, which distils without a tenth of the training images and scores on it; the test set
 is for what was chosen. Finished runs and scores stay in the working folder, so a stopped call goes on.
@@ -28,7 +31,7 @@ from dimdata.cells import with_epochs
 from dimdata.distill.config import make_config, merge, parse_setting
 from dimdata.distill.method import METHODS, Method
 from dimdata.distill.run import distill
-from dimdata.distill.staging import walk
+from dimdata.distill.staging import learned_steps, walk
 from dimdata.engine import Engine, keep_freed_memory
 from dimdata.evaluate import evaluate
 from dimdata.files import write_atomic
@@ -86,8 +89,9 @@ def main() -> None:
     parser.add_argument("--stages", type=int, default=5)
     parser.add_argument("--ipc", type=int, default=10, help="of a table: stored; of a network: an epoch's")
     parser.add_argument("--steps", type=int, help="of a whole distillation, but for those of fixed length")
+    parser.add_argument("--each", action="store_true", help="give every stage as many steps as the base")
     parser.add_argument("--epochs", type=int, help="of a student under a fresh draw")
-    parser.add_argument("--student", default="convnet3")
+    parser.add_argument("--student", help="[default: the one that the recipe was made for, or convnet3]")
     parser.add_argument("--students", type=int, default=1, help="trained on each generator in each way")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
@@ -158,33 +162,40 @@ def main() -> None:
     def arm(run: Path, generator: Generator, recipes: dict[str, tuple[Generator, Recipe]], seed: int) -> dict:
         seconds = run / "seconds.json"
         taken = round(json.loads(seconds.read_text()), 1) if seconds.exists() else None
-        return {way: score(*recipes[way], run, seed) for way in WAYS} | {"images": generator.images, "seconds": taken}
+        found = {way: score(*plan, run, seed) for way, plan in recipes.items()}
+        return found | {"images": generator.images, "seconds": taken}
 
     rows = []
     for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
         alone = made("single", arguments.base, config.to_json(), steps + fixed, seed)
-        whole = made(f"{arguments.stages}-stages", "pdd", progressive, steps + fixed * arguments.stages, seed)
+        in_all = steps * (arguments.stages if arguments.each else 1)
+        whole = made(f"{arguments.stages}-stages", "pdd", progressive, in_all + fixed * arguments.stages, seed)
         base, stages = (artifact.load(run / "generator") for run in (alone, whole))
         recipe = base.recipe
-        as_if = walked(artifact.load(alone / "generator"), arguments.stages, progressive.get("last_share"))
-        plans = {
-            "single": (alone, {"one_leg": (base, recipe), "walked": (as_if, as_if.recipe)}),
-            "progressive": (
-                whole,
-                {"one_leg": (stages, one_leg(recipe, stages.recipe)), "walked": (stages, stages.recipe)},
-            ),
+        plans: dict[str, tuple[Path, dict[str, tuple[Generator, Recipe]]]] = {
+            "single": (alone, {"one_leg": (base, recipe)}),
+            "progressive": (whole, {"walked": (stages, stages.recipe)}),
         }
+        if not learned_steps(recipe):
+            as_if = walked(artifact.load(alone / "generator"), arguments.stages, progressive.get("last_share"))
+            plans["single"][1]["walked"] = (as_if, as_if.recipe)
+            plans["progressive"][1]["one_leg"] = (stages, one_leg(recipe, stages.recipe))
         row = {"seed": seed} | {name: arm(run, base, recipes, seed) for name, (run, recipes) in plans.items()}
-        alike = {(row[name][way]["student_steps"], row[name][way]["images"]) for name in ARMS for way in WAYS}
+        ways = {name: tuple(plans[name][1]) for name in ARMS}
+        alike = {(row[name][way]["student_steps"], row[name][way]["images"]) for name in ARMS for way in ways[name]}
         if len(alike) > 1:
             raise SystemExit(f"Not all are trained alike: {row}.")
         rows.append(row)
         print(json.dumps(row), flush=True)
         gains = {
-            way: [row["progressive"][way]["accuracy"] - row["single"][way]["accuracy"] for row in rows] for way in WAYS
+            way: [row["progressive"][way]["accuracy"] - row["single"][way]["accuracy"] for row in rows]
+            for way in WAYS
+            if all(way in ways[name] for name in ARMS)
         }
         walks = {
-            name: [row[name]["walked"]["accuracy"] - row[name]["one_leg"]["accuracy"] for row in rows] for name in ARMS
+            name: [row[name]["walked"]["accuracy"] - row[name]["one_leg"]["accuracy"] for row in rows]
+            for name in ARMS
+            if len(ways[name]) > 1
         }
         both = [row["progressive"]["walked"]["accuracy"] - row["single"]["one_leg"]["accuracy"] for row in rows]
         summary = {
@@ -194,13 +205,15 @@ def main() -> None:
             "ipc": arguments.ipc,
             "stages": arguments.stages,
             "steps": steps,
+            "steps_in_stages": in_all,
+            "seconds": {name: [row[name]["seconds"] for row in rows] for name in ARMS},
             "fixed_steps": fixed,
             "student": arguments.student,
             "students": arguments.students,
             "accuracy": {
-                name: {way: mean([row[name][way]["accuracy"] for row in rows]) for way in WAYS} for name in ARMS
+                name: {way: mean([row[name][way]["accuracy"] for row in rows]) for way in ways[name]} for name in ARMS
             },
-            "images_seen": {name: {way: rows[0][name][way]["images_seen"] for way in WAYS} for name in ARMS},
+            "images_seen": {name: {way: rows[0][name][way]["images_seen"] for way in ways[name]} for name in ARMS},
             "gain": mean(both),
             "std": round(statistics.stdev(both), 2) if len(both) > 1 else None,
             "gain_of_images": {way: mean(values) for way, values in gains.items()},
@@ -211,7 +224,17 @@ def main() -> None:
             "machine": Engine.of().describe(),
         }
         write_atomic(arguments.out, (json.dumps(summary, indent=1) + "\n").encode())
-    shown = ("scored_on", "accuracy", "images_seen", "gain", "std", "gain_of_images", "gain_of_walk", "seeds")
+    shown = (
+        "scored_on",
+        "accuracy",
+        "images_seen",
+        "seconds",
+        "gain",
+        "std",
+        "gain_of_images",
+        "gain_of_walk",
+        "seeds",
+    )
     print(json.dumps({key: summary[key] for key in shown}, indent=1))
 
 
