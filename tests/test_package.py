@@ -33,6 +33,15 @@ def python(code: str, **environment: str) -> str:
     ).stdout
 
 
+@pytest.mark.parametrize("name", sorted(bundled()))
+def test_what_is_bundled_names_its_rights(name):
+    """CIFAR-10 has no licence that could stand beside the weights."""
+    licence = {"mnist": "LICENSE-MNIST", "fashion-mnist": "LICENSE-Fashion-MNIST", "cifar10": None}
+    wanted = licence[read_config(bundled()[name]).generator.dataset]
+    assert [path.name for path in bundled()[name].glob("LICENSE*")] == [wanted] * (wanted is not None)
+    assert re.search(rf"dimdata/zoo/{name}[,/\s]", (ROOT / "NOTICE").read_text())
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
     """The package's wheel, unpacked."""
