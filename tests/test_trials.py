@@ -270,6 +270,39 @@ def test_stages_and_the_base_match_in_as_many_steps(compare, tmp_path):
     assert len({row["steps"] for row in rows}) == 1
 
 
+DD = ["digits", "--base", "dd", "--set", "student=mlp", "--set", "begin=random", "--set", "epochs=2", "--each"]
+
+
+@pytest.mark.parametrize(
+    ("program", "more"),
+    [
+        ("pdd_gain", ["--set", "inner_steps=2", "--seeds", "1"]),
+        ("pdd_curve", ["--amount", "inner_steps", "--per-stage", "1"]),
+    ],
+)
+def test_learned_steps_are_compared_at_equal_cost(program, more, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    places = ["--out", str(tmp_path / "out.json"), "--work", str(tmp_path / "work"), "--stages", "2", "--steps", "5"]
+    monkeypatch.setattr(sys, "argv", [program, *DD, *more, *places, "--pdd", "networks=1"])
+    with torch.compiler.set_stance("force_eager"):
+        __import__(program).main()
+    steps = {}
+    for path in (tmp_path / "work").rglob("generator/config.json"):
+        config = json.loads(path.read_text())
+        steps[len(config["recipe"]["legs"]), config["generator"]["images"]] = config["provenance"]["phases"]
+    assert steps[1, 20] == {"unroll": 5}
+    assert steps[2, 20] == {"stage 1: unroll": 5, "stage 2: unroll": 5}
+    summary = json.loads((tmp_path / "out.json").read_text())
+    if program == "pdd_gain":
+        assert summary["accuracy"].keys() == {"single", "progressive"}
+        assert (summary["accuracy"]["single"].keys(), summary["accuracy"]["progressive"].keys()) == (
+            {"one_leg"},
+            {"walked"},
+        )
+    else:
+        assert [(point["images"], point["student_steps"]) for point in summary["points"]] == [(10, 2), (20, 4)]
+
+
 def test_an_unknown_variant_is_named(call):
     with pytest.raises(SystemExit, match="no variant larg; it has small, large, nearest"):
         call("generator_ablation", NETWORKS, "--steps", "4", "--only", "larg")
