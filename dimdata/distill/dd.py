@@ -290,11 +290,15 @@ class DD(Method):
         return first | {"sizes": _before_softplus(sizes.to(device))}
 
     def _usual_size(self) -> float:
-        """Return what step sizes begin as: as configured, or the mean of those that the stage before ended with."""
+        """Return what step sizes begin as: as configured, or half the mean of the last of the stage before.
+
+        Its first ones, from untrained weights, are by far the greatest.
+        """
         if self.earlier is None:
             return self.config.step_size
         before = self.earlier.generator
-        return float(before.recipe_tensors[before.recipe.legs[-1].step_sizes or ""].mean())
+        sizes = before.recipe_tensors[before.recipe.legs[-1].step_sizes or ""]
+        return float(_of_length(sizes, len(sizes) + 1, self.config.inner_steps)[-1])
 
     @classmethod
     def default_steps(cls, config: Record) -> int:
