@@ -210,7 +210,12 @@ def in_steps(cell: Cell) -> Recipe:
         batches = math.ceil(images / leg.batch_size)
         steps = leg.steps if leg.epochs is None else leg.epochs * batches
         size = math.ceil(images / batches)  # an epoch's last batch may be smaller; here all are of one size
-        legs.append(dataclasses.replace(leg, stage=None, alone=False, epochs=None, steps=steps, batch_size=size))
+        # Each leg would begin with the same images again, were these not in an order of the epoch's own.
+        shuffle = leg.shuffle or len(cell.recipe.legs) > 1
+        whole = dataclasses.replace(
+            leg, stage=None, alone=False, epochs=None, steps=steps, batch_size=size, shuffle=shuffle
+        )
+        legs.append(whole)
     return dataclasses.replace(cell.recipe, legs=tuple(legs))
 
 

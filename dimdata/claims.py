@@ -110,7 +110,7 @@ def _training(generator: Generator, claim: Score, budget: int) -> Training | Non
         if shown != claim.images_seen:
             return None
         alike, total = recipe.describe() == claim.recipe, _epochs(recipe)
-        if shown <= budget or total is None:
+        if shown <= budget or total is None or recipe.learned_steps:  # which are all taken or none
             return Training(claim, epochs, shown, True, alike)
         fewer = max(len(recipe.legs), total * budget // shown)
         return Training(claim, fewer, _shown(generator, with_epochs(recipe, fewer), images), False, alike)

@@ -169,7 +169,7 @@ class GeneratedDataset(Dataset[tuple[Any, Any]]):
         self.num_classes = spec.num_classes
         self.image_shape = spec.image_shape
         self.mean, self.std = spec.mean, spec.std
-        self._ordered = any(leg.step_sizes is not None for leg in self.recipe.legs)
+        self._ordered = self.recipe.learned_steps
         self._last: dict[bool, int] = {}  # the index last read, by whether it was asked for by itself
         self._warn(source.stages)
 

@@ -220,6 +220,19 @@ class Recipe(Record):
         tensors = tuple(name for name in self.tensors if name not in unused)
         return dataclasses.replace(self, legs=legs, tensors=tensors)
 
+    def only(self, stage: int) -> Recipe:
+        """Return the recipe for one stage by itself: its legs, or those of no stage where it has none."""
+        legs = [leg for leg in self.upto(stage).legs if leg.stage == stage] or [x for x in self.legs if x.stage is None]
+        require(bool(legs), f"The recipe has no leg for stage {stage}.")
+        own = tuple(dataclasses.replace(leg, stage=None, alone=False) for leg in legs)
+        unused = {leg.step_sizes for leg in self.legs} - {leg.step_sizes for leg in own}
+        return dataclasses.replace(self, legs=own, tensors=tuple(name for name in self.tensors if name not in unused))
+
+    @property
+    def learned_steps(self) -> bool:
+        """Whether steps were learned one by one, so that the recipe is followed as it is or not at all."""
+        return any(leg.step_sizes is not None for leg in self.legs)
+
     @property
     def student(self) -> str:
         """The student the recipe was made for; convnet3, the field's yardstick, where it names none."""

@@ -19,6 +19,7 @@ from dimdata.errors import ArgumentError, FormatError
 from dimdata.evaluate import evaluate
 from dimdata.real import load_real
 from dimdata.recipe import Leg, Recipe
+from dimdata.students.feed import Feed
 from dimdata.students.train import train
 
 PLAIN = {"device": "cpu", "precision": "fp32", "compile": "off"}
@@ -185,6 +186,104 @@ def test_the_plan_tells_the_networks_that_are_trained_between_the_stages():
     assert method().beside().startswith("Each later stage first trains up to 1 network on the stages before, 4 student")
 
 
+def test_baselines_of_stages_see_as_many_real_images_as_they_say(monkeypatch):
+    pdd = method()
+    take(pdd, 0, 12)
+    shown = set()
+    indices = Feed._indices
+
+    def watched(self):
+        for epoch, index in indices(self):
+            shown.update(index.tolist())
+            yield epoch, index
+
+    monkeypatch.setattr(Feed, "_indices", watched)
+    rows = []
+    evaluate(pdd.generator(), real="digits", seeds=1, baselines=("all",), engine=CPU, on_row=rows.append)
+    shown.clear()
+    real = rows[1]
+    assert (real.what, real.steps) == ("all", 8)
+    evaluate(pdd.generator(), real="digits", seeds=1, baselines=("all",), engine=CPU)
+    assert len(shown) > 60, "both legs see images of their own"
+
+
+def test_tensors_that_a_base_does_not_have_are_refused_in_words(tmp_path):
+    recipe = {"legs": [{"epochs": 4, "batch_size": 10}], "tensors": ["start.x"]}
+    base = {"ipc": 2, "student": "convnet1-w8", "recipe": recipe}
+    stages = {"base": "dm", "stages": 2, "settings": base}
+    with pytest.raises(ArgumentError, match="Stages need a recipe of one leg"):
+        distill("digits", out=tmp_path / "run", method="pdd", settings=stages, steps=4, **PLAIN)
+
+
+def test_too_few_real_images_for_a_stage_are_told_before_the_run(tmp_path):
+    with pytest.raises(ArgumentError, match="leaves 12 real images of a class in the last stage; it starts from 40"):
+        distill(
+            "digits",
+            out=tmp_path / "run",
+            method="pdd",
+            settings=settings(per_class=20) | {"drop": 0.9, "drop_student": "mlp"},
+            steps=12,
+            **PLAIN,
+        )
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    pdd = method(per_class=40)  # 80 of each class a stage, of the 124 there are: the second begins with the last 80
+    take(pdd, 0, 7)
+    assert pdd.generator().images == 1600
+
+
+def test_real_images_with_learned_steps_are_not_called_distilled():
+    pdd = method(learn_images=False)
+    take(pdd, 0, 7)
+    assert pdd.generator().spec.method == "real"
+
+
+def test_one_network_is_enough_from_a_fixed_start():
+    for start, count in (("fixed", 1), ("random", 7)):
+        pdd = PDD(make_config(PddConfig, settings(start=start) | {"networks": 7}), load_real("digits"), CPU, 0, 12)
+        assert pdd.networks == count
+        assert f"trains up to {count} network" in pdd.beside()
+
+
+def test_a_stage_begins_with_images_that_the_one_before_did_not_begin_with():
+    pdd = PDD(
+        make_config(PddConfig, settings(per_class=5) | {"drop": 0.5, "drop_student": "mlp"}),
+        load_real("digits"),
+        CPU,
+        0,
+        12,
+    )
+    pdd.base.phases()
+    begun = pdd.base.generator().table
+    pdd._reach(1)
+    pdd.base.phases()
+    later = pdd.base.generator().table
+    assert not any(torch.allclose(a, b, atol=1e-3) for a in begun for b in later)
+
+
+def test_soft_labels_begin_with_the_class_of_their_image():
+    pdd = method(images=7, inner_steps=2, soft=True, smoothing=0.01)
+    pdd._reach(1)
+    pdd.base.phases()
+    targets = pdd.base.targets().flatten(0, 1)
+    assert torch.allclose(targets.sum(0), torch.ones(10), atol=0.5), "every class has its share"
+    for row, target in enumerate(targets):
+        assert target[(7 + row) % 10] > 0.3
+
+
+def test_a_generator_in_stages_to_begin_with_tells_that_step_sizes_begin_anew(tmp_path, caplog):
+    pdd = method()
+    take(pdd, 0, 12)
+    folder = str(artifact.save(pdd.generator(), tmp_path / "staged"))
+    single = DD(make_config(DDConfig, BASE | {"begin": folder}), load_real("digits"), CPU, 0, 4)
+    single.phases()
+    assert "begin anew" in caplog.text
+
+
+def test_one_stage_is_the_base():
+    config = make_config(DDConfig, BASE | {"begin": "dd-mnist-fixed"})
+    assert DD.for_stages(config, 1) == config
+
+
 # --- legs on one stage alone ------------------------------------------------------------------------------------------
 
 
@@ -192,6 +291,9 @@ def test_a_stage_alone_is_its_rows():
     table = make_table(30, (10, 20))
     second = table.view(stage=2, alone=True)
     assert torch.equal(second.table, table.table[10:])
+    assert [leg.stage for leg in second.recipe.legs] == [None] * len(second.recipe.legs)
+    with pytest.raises(ArgumentError, match="but not which"):
+        table.view(alone=True)
     assert (second.stages, second.images) == (1, 20)
     assert torch.equal(table.view(stage=1, alone=True).table, table.table[:10])
     assert table.view(stage=2) is table
@@ -206,6 +308,22 @@ def test_stages_that_draw_without_limit_are_not_seen_alone():
     leg = Leg(epochs=1, batch_size=10, stage=1, alone=True)
     with pytest.raises(ArgumentError, match="draws without limit"):
         train("mlp", make_network(), ipc=1, recipe=Recipe(legs=(leg,)), engine=CPU)
+
+
+def test_distinct_images_are_those_of_the_legs_that_were_walked():
+    table = make_table(60, (20, 20, 20))
+    first, third = (Leg(epochs=1, batch_size=10, stage=k, alone=k == 3) for k in (1, 3))
+    recipe = Recipe(legs=(first, third))
+    assert train("mlp", table, recipe=recipe, engine=CPU).distinct_images == 40
+    assert train("mlp", table, recipe=recipe, engine=CPU, limit_steps=2).distinct_images == 20
+
+
+def test_a_stage_alone_can_be_stored_and_trained_on(tmp_path):
+    pdd = method()
+    take(pdd, 0, 12)
+    second = artifact.load(artifact.save(pdd.generator().view(stage=2, alone=True), tmp_path / "second"))
+    assert [name for name in second.recipe.tensors if "sizes" in name] == ["step_sizes.2"]
+    assert train("mlp", second, engine=CPU).steps == 4
 
 
 def test_legs_say_alone_only_where_they_are():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -23,6 +24,8 @@ _NOISE = latents.stream("dd.images")
 _CHOICE = latents.stream("dd.real images")
 
 Score = Callable[[Tensor], float]
+
+log = logging.getLogger("dimdata")
 
 
 @dataclass(frozen=True)
@@ -183,6 +186,8 @@ def begin(name: str, setting: Setting) -> Beginning:
     legs, start = earlier.recipe.legs, earlier.recipe.start
     # Step sizes belong to an order.
     known = len(legs) == 1 and torch.equal(order, index)
+    if earlier.recipe.learned_steps and not known:
+        log.warning("The step sizes of %s are for another order of its images, or for stages: they begin anew.", name)
     sizes = earlier.recipe_tensors.get(legs[0].step_sizes or "") if known else None
     if sizes is not None and not (sizes.isfinite() & (sizes > 0)).all():
         raise FormatError(f"{name} has step sizes that are not positive.", "Begin from another result.")

@@ -216,12 +216,14 @@ class DD(Method):
     def for_stages(cls, config: Record, stages: int) -> Record:
         """Share the batches out among the stages, but not the steps; see `Method.for_stages`."""
         assert isinstance(config, DDConfig)
+        if stages == 1:
+            return config
         if config.begin not in BEGINNINGS:
             raise ArgumentError(f"Stages cannot begin as {config.begin!r:.80}.", f"Use {', '.join(BEGINNINGS)}.")
         if config.pretrain.networks(config.start):
             raise ArgumentError(
                 "Stages cannot be learned for networks that the run trains first (pretrain.on).",
-                "Leave it out, or give one that dimdata train -o has stored.",
+                "Leave it out" + (", or give one that dimdata train -o has stored." * (config.start == "fixed") or "."),
             )
         inner = config.inner_steps
         if inner % stages:
@@ -249,10 +251,13 @@ class DD(Method):
             return
         config = self.config
         own = self.hard[..., 0].numel()
-        seed = self.earlier.seed if self.earlier else self.seed
-        # A stage begins with what the images of a run without stages go on with, behind those of the stages before.
-        setting = Setting(self.real, self.first_row + own, seed, lambda images: self._score(images[-own:]))
-        begun = begin(config.begin, setting)
+        real, seed = (self.earlier.real, self.earlier.seed) if self.earlier else (self.real, self.seed)
+        # A stage begins with the last rows of what so many images without stages begin with. Where there are too few
+        # real ones for that it begins with the last there are, rows being of the same classes.
+        rows, most = self.first_row + own, int(real.train.counts.min()) * real.num_classes
+        if rows > most >= own:
+            rows = most - (most - rows) % real.num_classes
+        begun = begin(config.begin, Setting(real, rows, seed, lambda images: self._score(images[-own:])))
         if begun.targets is not None and not config.soft:
             raise ArgumentError(f"The images of {config.begin} have soft labels.", "Learn them on: --set soft=true.")
         if begun.start is not None and self.starts.fixed and begun.student == config.student:
@@ -271,7 +276,7 @@ class DD(Method):
     def _first(self, begun: Beginning) -> dict[str, Tensor]:
         """Return what is learned as it begins; see `learned`."""
         config, device = self.config, self.engine.device
-        own = begun.images[self.first_row :].to(device)
+        own = begun.images[-self.hard[..., 0].numel() :].to(device)
         images = self.normalise(own).view(*self.hard.shape[:2], *self.real.image_shape)
         first = {"images": images.contiguous()}
         if config.soft:
@@ -299,6 +304,11 @@ class DD(Method):
         before = self.earlier.generator
         sizes = before.recipe_tensors[before.recipe.legs[-1].step_sizes or ""]
         return float(_of_length(sizes, len(sizes) + 1, self.config.inner_steps)[-1])
+
+    def least_per_class(self) -> int:
+        """Return the real images of each class that it begins with."""
+        few = self.config.begin in ("noise", "mean") or self.config.begin not in BEGINNINGS
+        return 1 if few else -(-self.hard[..., 0].numel() // self.real.num_classes)
 
     @classmethod
     def default_steps(cls, config: Record) -> int:
@@ -525,7 +535,7 @@ def _by_row(rows: int, classes: int, first: int = 0) -> Tensor:
     """
     if rows >= classes:
         return F.one_hot(torch.arange(first, first + rows) % classes, classes).to(torch.float32)
-    shares = F.one_hot(torch.arange(classes) % rows, rows).T.to(torch.float32)
+    shares = F.one_hot((torch.arange(classes) - first) % classes % rows, rows).T.to(torch.float32)
     return shares / shares.sum(1, keepdim=True)
 
 

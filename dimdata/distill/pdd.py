@@ -9,8 +9,7 @@ Nothing here depends on what the base is: it is asked for a config of one stage 
 generators for their union (`Generator.joined`).
 
 Over `dd`, a stage is learned for networks that end where the stages before took them, and a
-student's leg goes through the images of its stage alone; from a fixed start there is one such network, and `networks=1`
-will do.
+student's leg goes through the images of its stage alone; from a fixed start there is but one such network.
 
 Over `dim`, every stage is a whole network. With `settings.network.name` `subpixel-coded` it is one network instead that
 is conditioned on the stage: the first stage trains all of it, each later one only its own code (see
@@ -36,7 +35,7 @@ from dimdata import latents
 from dimdata.distill.config import make_config
 from dimdata.distill.forgetting import forgetting_counts, hardest
 from dimdata.distill.method import METHODS, Earlier, Losses, Method, Phase, Probe
-from dimdata.distill.staging import learned_steps, shares, shortened, steps_of, walk
+from dimdata.distill.staging import shares, shortened, steps_of, walk
 from dimdata.engine import Engine
 from dimdata.errors import ArgumentError, FormatError
 from dimdata.generators.base import GENERATORS, Generator, shapes_only
@@ -67,9 +66,9 @@ class PddConfig(Record):
             proportion to their batches an epoch, as all of them do without. A prefix of the stages is then trained on
             for fewer steps. None = no leg is apart.
         networks: How many networks are trained on the stages before, each when a stage first asks for it, and then
-            handed out in turn. Their training comes on top of the steps, and of a time budget: for the preset
-            `dm-fashion-mnist` at the default about a third of a stage's own time at two stages, and more than half
-            at five. A run that is resumed trains them again.
+            handed out in turn; fewer where they would be alike. Their training comes on top of the steps, and of a
+            time budget: for the preset `dm-fashion-mnist` at the default about a third of a stage's own time at two
+            stages, and more than half at five. A run that is resumed trains them again.
         age: Student steps of the oldest of these networks; 0 = those of the legs before, which a student has behind it
             when it comes to the stage.
         youngest: Share of that age which all of them have at least; their ages lie at equal distances above it. As
@@ -209,7 +208,7 @@ class Shelf:
             trained = TrainedOn(
                 self.generator,
                 self.source,
-                recipe=recipe if learned_steps(recipe) else shortened(recipe, self.steps(place)),
+                recipe=recipe if recipe.learned_steps else shortened(recipe, self.steps(place)),
                 ipc=fresh_ipc(self.generator) if self.generator.images is None else None,
                 seed=self.seed,
                 engine=self.engine,
@@ -262,6 +261,9 @@ class PDD(Method):
         # What cannot be walked is refused now.
         self.walked = walk([first.recipe] * config.stages, [first.images] * config.stages, config.last_share)
         self._require_whole_legs()
+        # From stored weights, learned steps lead all networks to the same one.
+        alike = self.walked.learned_steps and self.walked.start.law == "stored"
+        self.networks = 1 if alike else config.networks
 
     @classmethod
     def resolve(cls, config: Record) -> Record:
@@ -333,7 +335,7 @@ class PDD(Method):
         Raises:
             ArgumentError: If there are any.
         """
-        if not learned_steps(self.walked):
+        if not self.walked.learned_steps or self.config.stages == 1:
             return
         for name in ("last_share", "age", "youngest", "real_steps"):
             if getattr(self.config, name) != PddConfig.__dataclass_fields__[name].default:
@@ -392,7 +394,7 @@ class PDD(Method):
         real = RealSteps(data, config.real_steps, config.real_lr) if config.real_steps else None
 
         def after(source: NetworkSource) -> NetworkSource:
-            shelf = Shelf(generator, source, config.networks, age, config.youngest, seed, self.engine, real)
+            shelf = Shelf(generator, source, self.networks, age, config.youngest, seed, self.engine, real)
             self._shelves.append(shelf)
             return shelf
 
@@ -437,7 +439,9 @@ class PDD(Method):
     def _union(self, parts: list[Generator], last_share: float | None = None) -> Generator:
         """Return stages as one generator, with the recipe that walks them."""
         recipe = walk([part.recipe for part in parts], [part.images for part in parts], last_share)
-        return type(parts[0]).joined(parts, recipe, "pdd")
+        # What is not of the base, such as real images that it learned nothing but step sizes for, remains what it was.
+        method = parts[0].spec.method
+        return type(parts[0]).joined(parts, recipe, "pdd" if method == self.config.base else method)
 
     def probe(self) -> Probe:
         """Score a student as the base does, but by the whole recipe, which alone walks all stages."""
@@ -470,13 +474,13 @@ class PDD(Method):
         unlimited = fresh_ipc(whole) * whole.spec.num_classes
         lengths = self._leg_steps(whole, unlimited)
         ages = [config.age or sum(lengths[:stage]) for stage in range(1, config.stages)]
-        youngest = 1.0 if learned_steps(self.walked) else config.youngest
-        share = youngest + (1 - youngest) * (config.networks + 1) / (2 * config.networks)
+        youngest = 1.0 if self.walked.learned_steps else config.youngest
+        share = youngest + (1 - youngest) * (self.networks + 1) / (2 * self.networks)
         on_real = f" and up to {config.real_steps:,} on real images" if config.real_steps else ""
-        networks = f"{config.networks} network{'s' * (config.networks > 1)}"
+        networks = f"{self.networks} network{'s' * (self.networks > 1)}"
         return (
             f"Each later stage first trains up to {networks} on the stages before, "
-            f"{round(config.networks * share * sum(ages)):,} student steps in all{on_real}; that time is not counted."
+            f"{round(self.networks * share * sum(ages)):,} student steps in all{on_real}; that time is not counted."
         )
 
     def images_beside(self) -> int:

@@ -37,8 +37,9 @@ def walk(recipes: Sequence[Recipe], images: Sequence[int | None], last_share: fl
         ArgumentError: If a recipe has several legs, or fewer epochs or steps than there are stages.
     """
     for recipe in recipes:
-        known = (WHITENING, START, *(leg.step_sizes for leg in recipe.legs if leg.step_sizes))
-        if len(recipe.legs) != 1 or not all(name.startswith(known) for name in recipe.tensors):
+        sizes = {leg.step_sizes for leg in recipe.legs}
+        known = (WHITENING, START) if recipe.learned_steps else (WHITENING,)
+        if len(recipe.legs) != 1 or not all(name in sizes or name.startswith(known) for name in recipe.tensors):
             raise ArgumentError(
                 "Stages need a recipe of one leg, and no tensors but those that whiten, learned step sizes and a "
                 "start; their own are made of it.",
@@ -76,11 +77,6 @@ def walk(recipes: Sequence[Recipe], images: Sequence[int | None], last_share: fl
         for stage, (recipe, length) in enumerate(zip(recipes, lengths, strict=True), 1)
     )
     return dataclasses.replace(recipes[-1], legs=legs, tensors=tensors)
-
-
-def learned_steps(recipe: Recipe) -> bool:
-    """Whether the steps of a recipe were learned one by one, so that it is followed as it is or not at all."""
-    return any(leg.step_sizes is not None for leg in recipe.legs)
 
 
 def steps_of(leg: Leg, images: int) -> int:

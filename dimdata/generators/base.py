@@ -148,8 +148,11 @@ class Generator(nn.Module, ABC):
             draw: `fresh` or `fixed`; generators that store latents use them under `fixed`.
 
         Raises:
-            ArgumentError: If there is no such stage, or one of images without limit is asked for by itself.
+            ArgumentError: If there is no such stage, none is named that is to be alone, or its images are without
+                limit.
         """
+        if alone and stage is None:
+            raise ArgumentError("A stage by itself was asked for, but not which.", "Give stage, too.")
         if alone and self.images is None:
             raise ArgumentError(
                 f"{self.name or 'This generator'} draws without limit; its stages are not seen one by one.",

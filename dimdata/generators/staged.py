@@ -74,7 +74,8 @@ class NetworkStages(Generator):
             return self
         spec = dataclasses.replace(self.spec, options={**self.spec.options, "stages": stage})
         with shapes_only():
-            part = type(self)(spec, self.recipe.upto(stage), self.recipe_tensors)
+            recipe = self.recipe.upto(stage)
+            part = type(self)(spec, recipe, {name: self.recipe_tensors[name] for name in recipe.tensors})
         part.load_state_dict(self._prefix(stage), assign=True)
         part.name, part.revision = self.name, self.revision
         return part.requires_grad_(False).train(self.training)

@@ -113,7 +113,7 @@ class TableGenerator(Generator):
         if stage is None or self.stages == 1 or (stage == self.stages and not alone):
             return self
         part = self._cut(self.config.stages[:stage], sum(self.config.stages[: stage - 1]) if alone else 0)
-        part.recipe = self.recipe.upto(stage)
+        part.recipe = self.recipe.only(stage) if alone else self.recipe.upto(stage)
         part.recipe_tensors = {name: self.recipe_tensors[name] for name in part.recipe.tensors}
         return part
 
@@ -178,6 +178,12 @@ class TableGenerator(Generator):
             rows = [torch.arange(count, device=part.device) for count, part in zip(stages, tables, strict=True)]
             own = zip(tables, rows, strict=True)
             tensors["row_labels"] = torch.cat([part.labels(index) for part, index in own])
+            index = torch.arange(sum(stages), device=tensors["row_labels"].device)
+            if torch.equal(tensors["row_labels"], index % whole.spec.num_classes):  # the row tells them
+                values["options"]["labels"] = False
+                with torch.device("meta"):
+                    whole = cls(Spec.from_json(values), recipe, whole.recipe_tensors)
+                del tensors["row_labels"]
         return whole.restore(tensors)
 
     def _sample_index(self, labels: Tensor, slot: Tensor) -> Tensor:

@@ -200,7 +200,7 @@ def _remarks(config: ArtifactConfig, origin: Origin) -> list[str]:
         found.append(
             f"Images are learned values from {low:.3g} to {high:.3g}: do not clip them to [0, 1] for training."
         )
-    if _ordered(config):
+    if config.recipe.learned_steps:
         for_what = (
             "They were learned for their stored order, learned step sizes and a start, which the recipe holds: "
             if origin.learned
@@ -220,11 +220,6 @@ def _remarks(config: ArtifactConfig, origin: Origin) -> list[str]:
     return found
 
 
-def _ordered(config: ArtifactConfig) -> bool:
-    """Return whether the recipe has step sizes of its own for every step, which no ordinary loop has."""
-    return any(leg.step_sizes is not None for leg in config.recipe.legs)
-
-
 def _use(config: ArtifactConfig, name: str, load: str, holdout: bool) -> str:
     spec = config.generator
     stored = spec.images is not None
@@ -234,7 +229,7 @@ from dimdata import GeneratedDataset
 dataset = GeneratedDataset({load}{"" if stored else ", ipc=10"})
 for images, {"targets" if spec.targets == "soft" else "labels"} in DataLoader(dataset, batch_size=64, shuffle=True):
     images = dataset.normalize(images)  # apply it to real test images, too"""
-    if _ordered(config):
+    if config.recipe.learned_steps:
         code = f"""from dimdata import load, train
 
 generator = load({load})

@@ -38,6 +38,8 @@ class Feed:
         seed: Of the order.
         first_epoch: The epoch of the first pass.
         normalize: From images in the value range to what the student sees.
+        first_row: The row of its first image among all that are stored.
+        alike: See `train`.
     """
 
     def __init__(
@@ -48,8 +50,10 @@ class Feed:
         seed: int,
         first_epoch: int,
         normalize: Normalize,
+        first_row: int = 0,
+        alike: int = 1,
     ) -> None:
-        self.normalize = normalize
+        self.normalize, self.first_row, self.alike = normalize, first_row, alike
         self.dataset, self.leg, self.engine, self.seed, self.first_epoch = dataset, leg, engine, seed, first_epoch
         self.images = len(dataset)
         self.batch_size = min(leg.batch_size, self.images)
@@ -65,7 +69,7 @@ class Feed:
         # Stored images are only gathered; what a network draws is worth compiling.
         generator = self.dataset.generator
         compiles = generator.images is None and generator.compiles
-        if compiles and worth(self.engine, self.steps * self.batch_size, at_once * self.batch_size):
+        if compiles and worth(self.engine, self.alike * self.steps * self.batch_size, at_once * self.batch_size):
             compiled = self.engine.compile(_draw)
         else:
             compiled = _draw
@@ -164,3 +168,9 @@ class Source:
                 device=self.device,
             )
         return self._datasets[stage, alone]
+
+    def first_row(self, stage: int | None, alone: bool) -> int:
+        """Return the row of a leg's first image among all that are stored."""
+        if not alone or stage in (None, 1):
+            return 0
+        return self.generator.view(stage=(stage or 1) - 1).images or 0

@@ -130,7 +130,7 @@ def train(
     recipe = recipe or source.generator.recipe
     require_whole_stages(source.generator.view(stage=stage), recipe, source.ipc)
     # Learned step sizes belong to the exact training they were learned in; in lower precision it is another.
-    learned = any(leg.step_sizes is not None for leg in recipe.legs)
+    learned = recipe.learned_steps
     if learned:
         engine = replace(engine, bf16=False)
     spec, tensors = source.generator.spec, source.generator.recipe_tensors
@@ -141,7 +141,7 @@ def train(
     engine.place(network)
     check_fit(network, spec, engine.device)
     whitening = Whitening.of(recipe, tensors)
-    feeds = _plan(recipe, source, engine, seed, Normalize(spec.mean, spec.std, whitening))
+    feeds = _plan(recipe, source, engine, seed, Normalize(spec.mean, spec.std, whitening), alike)
     run = _Run(network, engine, seed, feeds, tensors, limit_steps, on_step, alike)
     run.check_batches_of_one(name)
     with (
@@ -200,6 +200,7 @@ class _Run:
         self.total = sum(feed.steps for feed in feeds)
         self.total = self.total if limit is None else min(self.total, limit)
         self.done, self.drawn = 0, 0
+        self.shown = [0] * len(feeds)  # images of each leg
         self.loss = torch.full((), math.nan)
         self.optimizer: torch.optim.Optimizer | None = None
         self.parameters = [p for p in network.parameters() if p.requires_grad]
@@ -260,6 +261,7 @@ class _Run:
             self.loss = loss.detach()
             self.done += 1
             self.drawn += size
+            self.shown[number] += size
             if self.on_step is not None:
                 self.on_step(self.done, self.total, self.loss)
 
@@ -267,14 +269,17 @@ class _Run:
         """Return how many different images were shown."""
         datasets = list(dict.fromkeys(feed.dataset for feed in self.feeds))
         if any(dataset.generator.images is not None for dataset in datasets):
-            apart = sum(
-                len(feed.dataset) for feed in {feed.dataset: feed for feed in self.feeds}.values() if feed.leg.alone
-            )
-            whole = max((len(feed.dataset) for feed in self.feeds if not feed.leg.alone), default=0)
-            return min(self.drawn, max(whole, apart))
+            return self._rows()
         if datasets[0].draw == "fresh":
             return self.drawn
         return min(self.drawn, _drawn_once(datasets))
+
+    def _rows(self) -> int:
+        """Return how many of the stored images were shown, by what each leg has shown from its first on."""
+        seen = torch.zeros(max(feed.first_row + len(feed.dataset) for feed in self.feeds), dtype=torch.bool)
+        for feed, shown in zip(self.feeds, self.shown, strict=True):
+            seen[feed.first_row : feed.first_row + min(shown, len(feed.dataset))] = True
+        return int(seen.sum())
 
 
 def _drawn_once(datasets: list[GeneratedDataset]) -> int:
@@ -289,14 +294,15 @@ def _drawn_once(datasets: list[GeneratedDataset]) -> int:
     return int(torch.bincount(torch.cat(pairs)).count_nonzero()) * datasets[0].num_classes
 
 
-def _plan(recipe: Recipe, source: Source, engine: Engine, seed: int, normalize: Normalize) -> list[Feed]:
+def _plan(recipe: Recipe, source: Source, engine: Engine, seed: int, normalize: Normalize, alike: int) -> list[Feed]:
     """Return the feeds of the legs that belong to the chosen prefix of the stages."""
     feeds: list[Feed] = []
     epoch = 0
     for leg in recipe.legs:
         if source.stage is not None and leg.stage is not None and leg.stage > source.stage:
             continue
-        feed = Feed(source.dataset(leg.stage, leg.alone), leg, engine, seed, epoch, normalize)
+        first = source.first_row(leg.stage, leg.alone)
+        feed = Feed(source.dataset(leg.stage, leg.alone), leg, engine, seed, epoch, normalize, first, alike)
         feeds.append(feed)
         epoch += feed.epochs
     if not feeds:

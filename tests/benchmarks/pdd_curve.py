@@ -28,7 +28,7 @@ from dimdata import artifact
 from dimdata.distill.config import make_config, merge, parse_setting
 from dimdata.distill.method import METHODS
 from dimdata.distill.run import distill
-from dimdata.distill.staging import learned_steps, walk
+from dimdata.distill.staging import walk
 from dimdata.engine import Engine, keep_freed_memory
 from dimdata.evaluate import evaluate
 from dimdata.files import write_atomic
@@ -43,7 +43,7 @@ def first_stages(whole: TableGenerator, count: int, leg: Leg) -> Generator:
     """Return the first stages, with the recipe that a run of so many makes: `leg`, at what each stage has learned."""
     part = whole.view(stage=count)
     assert isinstance(part, TableGenerator)
-    if learned_steps(whole.recipe):
+    if whole.recipe.learned_steps:
         return part
     alone = [dataclasses.replace(whole.recipe, legs=(dataclasses.replace(leg, lr=own.lr),)) for own in part.recipe.legs]
     part.recipe = walk(alone, whole.config.stages[:count])

@@ -31,7 +31,7 @@ from dimdata.cells import with_epochs
 from dimdata.distill.config import make_config, merge, parse_setting
 from dimdata.distill.method import METHODS, Method
 from dimdata.distill.run import distill
-from dimdata.distill.staging import learned_steps, walk
+from dimdata.distill.staging import walk
 from dimdata.engine import Engine, keep_freed_memory
 from dimdata.evaluate import evaluate
 from dimdata.files import write_atomic
@@ -176,7 +176,7 @@ def main() -> None:
             "single": (alone, {"one_leg": (base, recipe)}),
             "progressive": (whole, {"walked": (stages, stages.recipe)}),
         }
-        if not learned_steps(recipe):
+        if not recipe.learned_steps:
             as_if = walked(artifact.load(alone / "generator"), arguments.stages, progressive.get("last_share"))
             plans["single"][1]["walked"] = (as_if, as_if.recipe)
             plans["progressive"][1]["one_leg"] = (stages, one_leg(recipe, stages.recipe))
