@@ -291,8 +291,6 @@ def test_quick_trains_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) 
 
 # Images of the shortest training that a card claims, where these are many.
 LONG = dict.fromkeys(("pdd-fashion-mnist", "pdd-mnist"), 300_000)
-    ("pdd-fashion-mnist", "pdd-mnist"), 300_000
-)  # images of the shortest training that a card claims, where these are many
 
 
 def test_a_claim_that_takes_longer_than_usual_names_the_budget() -> None:
