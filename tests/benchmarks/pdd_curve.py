@@ -172,7 +172,7 @@ def main() -> None:
                 "steps_per_stage": arguments.steps,
                 "steps_of_single": "those of one stage" if arguments.each else "as many as the stages together",
                 "fixed_steps": fixed,
-                "student": arguments.student,
+                "student": arguments.student or whole.recipe.student,
                 "points": points,
                 "settings": stages,
                 "machine": Engine.of().describe(),

@@ -120,6 +120,10 @@ def main() -> None:
     )
     if progressive["stages"] != arguments.stages:
         parser.error("the stages are set by --stages")
+    in_all = steps * (arguments.stages if arguments.each else 1) + fixed * arguments.stages
+    kind_of_stages = METHODS["pdd"]
+    # What stages refuse is told before the base is distilled.
+    kind_of_stages(make_config(kind_of_stages.Config, None, progressive), real, Engine.of(), 0, in_all)
 
     def made(name: str, method: str, values: dict, steps: int, seed: int) -> Path:
         """Return the folder of a finished run."""
@@ -168,8 +172,7 @@ def main() -> None:
     rows = []
     for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
         alone = made("single", arguments.base, config.to_json(), steps + fixed, seed)
-        in_all = steps * (arguments.stages if arguments.each else 1)
-        whole = made(f"{arguments.stages}-stages", "pdd", progressive, in_all + fixed * arguments.stages, seed)
+        whole = made(f"{arguments.stages}-stages", "pdd", progressive, in_all, seed)
         base, stages = (artifact.load(run / "generator") for run in (alone, whole))
         recipe = base.recipe
         plans: dict[str, tuple[Path, dict[str, tuple[Generator, Recipe]]]] = {
@@ -205,10 +208,10 @@ def main() -> None:
             "ipc": arguments.ipc,
             "stages": arguments.stages,
             "steps": steps,
-            "steps_in_stages": in_all,
+            "steps_in_stages": in_all - fixed * arguments.stages,
             "seconds": {name: [row[name]["seconds"] for row in rows] for name in ARMS},
             "fixed_steps": fixed,
-            "student": arguments.student,
+            "student": arguments.student or recipe.student,
             "students": arguments.students,
             "accuracy": {
                 name: {way: mean([row[name][way]["accuracy"] for row in rows]) for way in ways[name]} for name in ARMS
