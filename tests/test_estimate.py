@@ -1,5 +1,6 @@
 """What a dry run tells: time, memory and disk, of every method, and that it writes nothing."""
 
+import dataclasses
 import json
 import sys
 
@@ -7,7 +8,7 @@ import pytest
 
 from dimdata.cli.main import main
 from dimdata.distill.config import make_config
-from dimdata.distill.estimate import estimate, steps_within
+from dimdata.distill.estimate import _seconds, estimate, steps_within
 from dimdata.distill.method import METHODS, Phase
 from dimdata.distill.mtt import MttConfig
 from dimdata.distill.plan import Plan
@@ -243,6 +244,21 @@ def test_a_run_planned_by_time_has_matching_steps_and_trains_no_expert_for_it(na
     with pytest.raises(ArgumentError, match=r"All of .*experts and a step of .*match take about .* minutes"):
         estimate(make(name, real), minutes=1e-6)
     assert sum(each.steps for each in estimate(make(name, real), minutes=60.0).phases.values()) > 200
+
+
+@pytest.mark.parametrize(("compiled", "each", "taken"), [(False, 11, 1), (True, 11, 2), (True, 130, 1), (False, 2, 3)])
+def test_a_long_first_step_is_not_repeated_unless_compiling_may_be_much_of_it(compiled, each, taken, monkeypatch):
+    clock, steps = [0.0], []
+    monkeypatch.setattr("dimdata.distill.estimate.time.perf_counter", lambda: clock[0])
+
+    def step(number):
+        clock[0] += each
+        steps.append(number)
+        return {}
+
+    engine = dataclasses.replace(CPU, compiled=compiled)
+    assert _seconds(Phase("long", 5, step, 1), engine) == each
+    assert len(steps) == taken
 
 
 def test_stages_alike_are_timed_once(real):

@@ -18,7 +18,8 @@ from dimdata.errors import ArgumentError
 PLANNED_STEPS = 10_000  # from which the shares of the phases are told
 TIMED_SECONDS = 3.0  # of each phase, at least one step
 TIMED_STEPS = 12  # at most
-LONG_SECONDS = 10.0  # a first step of more is not repeated, unless it was compiled on the way
+LONG_SECONDS = 10.0  # a first step of more is not repeated, unless it may have been compiled on the way
+LONGEST_SECONDS = 120.0  # nor is one of more then, of which compiling is a small part
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,7 @@ def _seconds(phase: Phase, engine: Engine) -> float:
     begun = time.perf_counter()
     share = sum(take() for _ in range(phase.period))
     spent = time.perf_counter() - begun
-    if spent > LONG_SECONDS and not engine.compiled:
+    if spent > (LONGEST_SECONDS if engine.compiled else LONG_SECONDS):
         return spent / share
     share, taken = 0.0, 0
     begun = time.perf_counter()
