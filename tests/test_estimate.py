@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+import time
 
 import pytest
 
@@ -249,7 +250,7 @@ def test_a_run_planned_by_time_has_matching_steps_and_trains_no_expert_for_it(na
 @pytest.mark.parametrize(("compiled", "each", "taken"), [(False, 11, 1), (True, 11, 2), (True, 130, 1), (False, 2, 3)])
 def test_a_long_first_step_is_not_repeated_unless_compiling_may_be_much_of_it(compiled, each, taken, monkeypatch):
     clock, steps = [0.0], []
-    monkeypatch.setattr("dimdata.distill.estimate.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
 
     def step(number):
         clock[0] += each
