@@ -111,11 +111,23 @@ def test_a_later_stage_is_learned_for_networks_at_the_end_of_the_ones_before(sta
     assert alike == (start == "fixed"), "from a fixed start there is one such network"
     assert not any(torch.equal(weights[name], value) for name, value in stage.starts.untrained(1)[0].items())
     last = first.recipe_tensors["step_sizes"][-2:].mean().item()
-    assert stage.sizes().mean().item() == pytest.approx(last / 2, rel=0.1)
+    assert stage.sizes().mean().item() == pytest.approx(max(last / 2, 0.1), rel=0.1)
     whole = pdd.generator()
     assert whole.recipe.start == first.recipe.start
     start_tensors = {name: t for name, t in whole.recipe_tensors.items() if name.startswith("start.")}
     assert same(start_tensors, {n: t for n, t in first.recipe_tensors.items() if n.startswith("start.")})
+
+
+def test_step_sizes_begin_with_half_the_last_ones_and_never_below_the_configured_one():
+    pdd = method()
+    take(pdd, 0, 6)
+    pdd._reach(1)
+    sizes = pdd.done[0].recipe_tensors["step_sizes"]
+    for last, begun in ((0.5, 0.25), (0.01, 0.1)):
+        sizes[:] = torch.tensor([3.0, 3.0, last, last])
+        stage = pdd._base({})
+        stage.phases()
+        assert stage.sizes().tolist() == pytest.approx([begun] * 4)
 
 
 def test_stages_begin_with_other_real_images():

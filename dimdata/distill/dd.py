@@ -295,15 +295,17 @@ class DD(Method):
         return first | {"sizes": _before_softplus(sizes.to(device))}
 
     def _usual_size(self) -> float:
-        """Return what step sizes begin as: as configured, or half the mean of the last of the stage before.
+        """Return what step sizes begin as: as configured, or half the mean of the last of the stage before, if greater.
 
-        Its first ones, from untrained weights, are by far the greatest.
+        Its first ones, from untrained weights, are by far the greatest. Where its last are small, images would hardly
+        be learned by smaller ones, and stages after it less and less.
         """
         if self.earlier is None:
             return self.config.step_size
         before = self.earlier.generator
         sizes = before.recipe_tensors[before.recipe.legs[-1].step_sizes or ""]
-        return float(_of_length(sizes, len(sizes) + 1, self.config.inner_steps)[-1])
+        half = float(_of_length(sizes, len(sizes) + 1, self.config.inner_steps)[-1])
+        return max(half, self.config.step_size)
 
     def least_per_class(self) -> int:
         """Return the real images of each class that it begins with."""
