@@ -216,17 +216,18 @@ class Recipe(Record):
         """Return the recipe for a prefix of the stages: without the legs of later ones, and their step sizes."""
         legs = tuple(leg for leg in self.legs if leg.stage is None or leg.stage <= stage)
         require(bool(legs), f"The recipe has no leg for stage {stage}.")
-        unused = {leg.step_sizes for leg in self.legs} - {leg.step_sizes for leg in legs}
-        tensors = tuple(name for name in self.tensors if name not in unused)
-        return dataclasses.replace(self, legs=legs, tensors=tensors)
+        return self._on(legs)
 
     def only(self, stage: int) -> Recipe:
         """Return the recipe for one stage by itself: its legs, or those of no stage where it has none."""
         legs = [leg for leg in self.upto(stage).legs if leg.stage == stage] or [x for x in self.legs if x.stage is None]
         require(bool(legs), f"The recipe has no leg for stage {stage}.")
-        own = tuple(dataclasses.replace(leg, stage=None, alone=False) for leg in legs)
-        unused = {leg.step_sizes for leg in self.legs} - {leg.step_sizes for leg in own}
-        return dataclasses.replace(self, legs=own, tensors=tuple(name for name in self.tensors if name not in unused))
+        return self._on(tuple(dataclasses.replace(leg, stage=None, alone=False) for leg in legs))
+
+    def _on(self, legs: tuple[Leg, ...]) -> Recipe:
+        """Return the recipe on some of its legs, without the step sizes of others."""
+        unused = {leg.step_sizes for leg in self.legs} - {leg.step_sizes for leg in legs}
+        return dataclasses.replace(self, legs=legs, tensors=tuple(name for name in self.tensors if name not in unused))
 
     @property
     def learned_steps(self) -> bool:

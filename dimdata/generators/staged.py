@@ -75,7 +75,7 @@ class NetworkStages(Generator):
         spec = dataclasses.replace(self.spec, options={**self.spec.options, "stages": stage})
         with shapes_only():
             recipe = self.recipe.upto(stage)
-            part = type(self)(spec, recipe, {name: self.recipe_tensors[name] for name in recipe.tensors})
+            part = type(self)(spec, recipe, {n: t for n, t in self.recipe_tensors.items() if n in recipe.tensors})
         part.load_state_dict(self._prefix(stage), assign=True)
         part.name, part.revision = self.name, self.revision
         return part.requires_grad_(False).train(self.training)

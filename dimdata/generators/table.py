@@ -114,7 +114,7 @@ class TableGenerator(Generator):
             return self
         part = self._cut(self.config.stages[:stage], sum(self.config.stages[: stage - 1]) if alone else 0)
         part.recipe = self.recipe.only(stage) if alone else self.recipe.upto(stage)
-        part.recipe_tensors = {name: self.recipe_tensors[name] for name in part.recipe.tensors}
+        part.recipe_tensors = {name: t for name, t in self.recipe_tensors.items() if name in part.recipe.tensors}
         return part
 
     def prefix(self, rows: int) -> TableGenerator:
