@@ -149,6 +149,10 @@ def test_version(run):
 def test_list_names_what_is_bundled(run):
     rows = json.loads(run("list", "--json").out)["generators"]
     assert [row["name"] for row in rows] == sorted(artifact.bundled())
+    for row in rows:
+        stored = artifact.read_config(artifact.bundled()[row["name"]]).generator.images
+        assert (row["all images"] == "-") == (stored is None), "what is stored is scored as a whole"
+        assert (row["IPC 10"] == "-") == (stored is not None)
 
 
 def test_list_of_everything_else(run):
