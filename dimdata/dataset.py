@@ -177,7 +177,8 @@ class GeneratedDataset(Dataset[tuple[Any, Any]]):
         """Say once, at the first read out of the stored order, what learned step sizes need.
 
         A batch shows its order, and an image that is read alone by what was read before. A worker reads but a part,
-        so that it may skip; and a pass may begin after any image.
+        so that it may skip; and a pass may begin after any image. Where a student goes through stages several times
+        each, one after the other, passes over all of them are out of order however they are read.
         """
         worker = get_worker_info()
         first, before = int(index[0]), self._last.get(single)
@@ -188,14 +189,17 @@ class GeneratedDataset(Dataset[tuple[Any, Any]]):
             in_order = True
         else:
             in_order = first > before if worker is not None else first == before + 1
-        if in_order:
+        stages = self.recipe.one_by_one
+        if in_order and not stages:
             return
         self._ordered = False
         if worker is not None and (worker.id or epoch):  # workers are born anew each epoch, and forget
             return
+        order = "stage by stage, several times each" if stages else "in its stored order"
+        wrong = "in passes over all stages" if stages else "shuffled"
         warnings.warn(
-            f"{self.generator.name or 'This generator'} is for training in its stored order, by learned step sizes "
-            "and from a declared start; shuffled, or with another optimiser, its images teach far less. "
+            f"{self.generator.name or 'This generator'} is for training {order}, by learned step sizes "
+            f"and from a declared start; {wrong}, or with another optimiser, its images teach far less. "
             "dimdata.train(student, generator) follows its recipe.",
             stacklevel=4,
         )

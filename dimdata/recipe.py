@@ -235,6 +235,12 @@ class Recipe(Record):
         return any(leg.step_sizes is not None for leg in self.legs)
 
     @property
+    def one_by_one(self) -> bool:
+        """Whether stages are walked one by one, some more than once: other than by passes over all of their images."""
+        alone = [leg for leg in self.legs if leg.alone]
+        return len(alone) > 1 and any(leg.epochs != 1 for leg in alone)
+
+    @property
     def student(self) -> str:
         """The student the recipe was made for; convnet3, the field's yardstick, where it names none."""
         return self.start.student or "convnet3"

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make_network
+from conftest import make_network, make_table
 from test_report import make_row
 
 import dimdata
@@ -24,6 +24,7 @@ from dimdata import artifact
 from dimdata.cli.main import _compiler_to_itself, main
 from dimdata.cli.output import _parts, duration, plain
 from dimdata.generators.cost import cost
+from dimdata.preview import png
 from dimdata.real.known import KNOWN
 from dimdata.recipe import Leg, Recipe
 from dimdata.scores import aggregate
@@ -197,6 +198,18 @@ def test_preview_writes_a_picture(run, generator_folder, tmp_path):
     assert (shown.code, shown.out) == (0, "grid.png\n")
     with Image.open(tmp_path / "grid.png") as picture:
         assert picture.width > picture.height
+
+
+def test_preview_of_the_first_stages_shows_no_other(run, tmp_path):
+    table = make_table(stages=(10, 10))
+    artifact.save(table, tmp_path / "staged")
+    for stage in (1, 2):
+        assert run("preview", tmp_path / "staged", "-o", f"{stage}.png", "--stage", stage).code == 0
+        assert (tmp_path / f"{stage}.png").read_bytes() == png(table.view(stage=stage))
+    assert (tmp_path / "1.png").read_bytes() != (tmp_path / "2.png").read_bytes()
+    shown = run("preview", tmp_path / "staged", "--stage", 3)
+    assert shown.code == 2
+    assert "has 2 stages, not 3" in shown.err
 
 
 def test_wrap_makes_a_generator(run, tmp_path):

@@ -428,6 +428,7 @@ def in_order(dataset):
 def test_reading_image_by_image_in_the_stored_order_is_silent(hard):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "This DataLoader will create")  # torch, on a machine of one core
         dataset = GeneratedDataset(hard)
         for loader in itertools.chain(in_order(dataset), in_order(dataset)):
             list(loader)

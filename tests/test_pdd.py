@@ -19,8 +19,9 @@ from dimdata.distill.config import make_config
 from dimdata.distill.estimate import estimate
 from dimdata.distill.forgetting import forgetting_counts, hardest
 from dimdata.distill.method import METHODS, Method, Phase
-from dimdata.distill.pdd import PDD, PddConfig, RealSteps, Shelf, fresh_ipc
+from dimdata.distill.pdd import PDD, PddConfig
 from dimdata.distill.run import Run, distill
+from dimdata.distill.shelf import RealSteps, Shelf, fresh_ipc
 from dimdata.engine import Engine
 from dimdata.errors import ArgumentError, FormatError, NotFoundError
 from dimdata.evaluate import evaluate

@@ -1,6 +1,7 @@
 """Dataset Distillation in stages, on the bundled digits: learned steps that are walked stage by stage."""
 
 import json
+import warnings
 
 import pytest
 import torch
@@ -52,6 +53,24 @@ def take(pdd, first, last):
 
 def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_passes_over_all_stages_are_not_what_they_are_for(tmp_path):
+    for epochs, told in ((2, "stage by stage, several times each"), (1, None)):
+        folder = tmp_path / str(epochs)
+        distill("digits", out=folder, method="pdd", settings=settings(epochs=epochs), steps=4, **PLAIN)
+        generator = artifact.load(folder / "generator")
+        for stage, expected in ((None, told), (1, None)):
+            dataset = GeneratedDataset(generator, stage=stage)
+            with warnings.catch_warnings(record=True) as found:
+                warnings.simplefilter("always")
+                for _ in range(2):
+                    list(dataset.loader(10, shuffle=False))
+            assert len(found) == (expected is not None)
+            assert expected is None or expected in str(found[0].message)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                train("mlp", GeneratedDataset(generator, stage=stage), engine=CPU)
 
 
 def held(generator):

@@ -19,6 +19,7 @@ def run(
     columns: Annotated[
         int | None, typer.Option("--columns", help="Classes shown, from the first. [default: all, 20 at most]")
     ] = None,
+    stage: Annotated[int | None, typer.Option("--stage", help="Show the first stages of the generator only.")] = None,
     seed: options.Seed = 0,
     levers: options.Levers = "",
     teacher: options.Teacher = None,
@@ -29,6 +30,6 @@ def run(
     from dimdata.files import write_atomic
     from dimdata.preview import png
 
-    generator = options.levered(load(name), levers, teacher)
+    generator = options.levered(load(name), levers, teacher).view(stage=stage)
     write_atomic(out, png(generator, rows=rows, columns=columns, seed=seed))
     output.line(out)

@@ -175,7 +175,8 @@ class DD(Method):
         rows = config.inner_steps * self.per_step
         require(
             config.soft or rows >= classes,
-            f"{rows} images are fewer than the {classes} classes, which takes soft labels: --set soft=true.",
+            f"{rows} images ({config.inner_steps} batches of {self.per_step}, those of a stage where there are stages) "
+            f"are fewer than the {classes} classes, which takes soft labels (soft=true).",
         )
         self.objective = objective_of(config.objective)
         self.objective.fit(real.classes)
