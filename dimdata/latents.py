@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -82,8 +83,17 @@ def bits(key: int, index: Tensor, count: int = 1) -> Tensor:
     Returns:
         int64 `[B, count]`, all 64 bits uniform.
     """
-    rows = _mix_((index.to(torch.int64) * _SIGNED_GOLDEN).add_(_signed(key)))
-    return _mix_(rows[:, None] + _steps(count, index.device))
+    return _words(_rows(index).add_(_signed(key)), count)
+
+
+def _rows(index: Tensor) -> Tensor:
+    """What tells the words of one key apart by their index, in a tensor of its own: int64 `[B]`."""
+    return index.to(torch.int64) * _SIGNED_GOLDEN
+
+
+def _words(rows: Tensor, count: int) -> Tensor:
+    """Return `count` words for each row of indices with keys, int64 `[..., B, count]`; the rows are overwritten."""
+    return _mix_(_mix_(rows)[..., None] + _steps(count, rows.device))
 
 
 @functools.lru_cache(maxsize=64)
@@ -115,9 +125,18 @@ def normal(key: int, index: Tensor, size: int) -> Tensor:
 
 def uniform(key: int, index: Tensor, size: int) -> Tensor:
     """Return uniform values in [0, 1), float32 `[B, size]`, multiples of 2^-24; `index` is int64 `[B]`."""
-    words = bits(key, index, max((size + 1) // 2, 1))
-    parts = torch.stack([_shift(words, 40), _shift(words << 24, 40)], dim=2)
-    return parts.flatten(1)[:, :size].to(torch.float32) * 2.0**-24
+    return uniforms([key], index, size)[0]
+
+
+def uniforms(keys: Sequence[int], index: Tensor, size: int) -> Tensor:
+    """Return the uniform values of several keys, float32 `[K, B, size]`, with little more launches than those of one.
+
+    The values of a key are those of `uniform`, and the first of them are the same whatever the size.
+    """
+    rows = _rows(index)
+    words = _words(torch.stack([rows + _signed(key) for key in keys]), max((size + 1) // 2, 1))
+    parts = torch.stack([_shift(words, 40), _shift(words << 24, 40)], dim=-1)
+    return parts.flatten(-2)[..., :size].to(torch.float32) * 2.0**-24
 
 
 def integers(key: int, index: Tensor, below: int) -> Tensor:

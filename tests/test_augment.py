@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dimdata import latents
 from dimdata.engine import Engine
@@ -58,6 +59,40 @@ def test_all_together_on_odd_shapes() -> None:
         out = parse("+".join(NAMES))(batch(5, shape), key=1)
         assert out.shape == (5, *shape)
         assert torch.isfinite(out).all()
+
+
+@pytest.mark.parametrize("index", [None, torch.arange(3, 8)], ids=["by place", "by number"])
+def test_together_each_does_what_it_does_alone(index: torch.Tensor | None) -> None:
+    out = images = batch(5)
+    for name in NAMES:
+        out = parse(name)(out, 7, index)
+    assert torch.equal(parse("+".join(NAMES))(images, 7, index), out)
+
+
+def test_more_operations_launch_no_more_for_their_random_values() -> None:
+    """On a GPU, what small batches cost is launches."""
+
+    class Count(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.integer = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            out = func(*args, **(kwargs or {}))
+            self.integer += isinstance(out, torch.Tensor) and out.dtype == torch.int64
+            return out
+
+    def launches(text: str) -> int:
+        images, augment = torch.zeros(4, 3, 8, 8, device="meta"), parse(text)
+        _parameters.cache_clear()
+        with Count() as count:
+            augment(images, key=1)
+        return count.integer
+
+    launches("color")  # which keeps what is the same for all keys
+    alone = launches("color")  # no integers of its own
+    assert alone > 20
+    assert launches("+".join(["color"] * 3)) == alone + 2  # adding each key to the index
 
 
 def test_flip_mirrors_half_of_the_images() -> None:
@@ -305,7 +340,7 @@ def test_two_batches_under_one_key_share_their_parameters() -> None:
     second.square().sum().backward()
     after = _parameters.cache_info()
     assert torch.equal(first, second)
-    assert (after.misses - before.misses, after.hits - before.hits) == (3, 3)
+    assert (after.misses - before.misses, after.hits - before.hits) == (1, 1)
     assert torch.equal(first, augment(images, key, index=torch.arange(len(images))))
     assert not torch.equal(augment(images[:32], key), augment(images[:32], key + 1))
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dimdata import latents
-from dimdata.latents import bits, fold, integers, normal, permutation, stream, uniform
+from dimdata.latents import bits, fold, integers, normal, permutation, stream, uniform, uniforms
 
 
 def draw(seed=0, epoch=0, count=2000, size=64):
@@ -187,6 +187,15 @@ def test_uniform_values():
     assert x.max() < 1
     assert abs(x.mean() - 0.5) < 4 * (1 / 12 / x.numel()) ** 0.5
     assert torch.equal(x * 2**24, (x * 2**24).round())
+
+
+def test_uniform_values_of_several_keys_are_those_of_each():
+    index, keys = torch.tensor([5, 0, 2**40, 5]), [0, 3, 2**64 - 1]
+    for size in (1, 2, 5):
+        several = uniforms(keys, index, size)
+        assert torch.equal(several, torch.stack([uniform(key, index, size) for key in keys]))
+        assert torch.equal(several[..., :1], uniforms(keys, index, 1))
+    assert index.tolist() == [5, 0, 2**40, 5]
 
 
 @pytest.mark.parametrize("below", [1, 2, 7, 1000, 2**31])

@@ -194,12 +194,12 @@ def _span(side: int, centre: float, share: float) -> tuple[int, int]:
 
 
 @functools.lru_cache(maxsize=32)
-def _parameters(word: int, count: int, size: int, device: torch.device) -> Tensor:
-    """Return the values `[count, size]` of the images 0, 1, 2 ... of a batch.
+def _parameters(words: tuple[int, ...], count: int, size: int, device: torch.device) -> Tensor:
+    """Return the values `[len(words), count, size]` of several operations for the images 0, 1, 2 ... of a batch.
 
     Two batches augmented alike are so within a step: only the last few are kept.
     """
-    return latents.uniform(word, torch.arange(count, device=device), size)
+    return latents.uniforms(words, torch.arange(count, device=device), size)
 
 
 def _uniform(word: int) -> float:
@@ -255,14 +255,18 @@ class Augment:
         """
         if not self.steps:
             return images
-        for step in self._chosen(key):
-            word = latents.fold(_PARAMETERS, step.word, key)
-            if index is None:
-                values = _parameters(word, len(images), step.does.values, images.device)
-            else:
-                values = latents.uniform(word, index, step.does.values)
-            # A copy, since what is kept must not change, whatever an operation does to its values.
-            images = step.does.apply(images, values.to(images.dtype, copy=True), step.strength)
+        chosen = self._chosen(key)
+        if not chosen:
+            return images
+        words = tuple(latents.fold(_PARAMETERS, step.word, key) for step in chosen)
+        most = max(step.does.values for step in chosen)  # all at once: on a GPU, launches are what they cost
+        if index is None:
+            values = _parameters(words, len(images), most, images.device)
+        else:
+            values = latents.uniforms(words, index, most)
+        # A copy, since what is kept must not change, whatever an operation does to its values.
+        for step, own in zip(chosen, values.to(images.dtype, copy=True), strict=True):
+            images = step.does.apply(images, own[:, : step.does.values], step.strength)
         return images
 
     def mix(self, images: Tensor, targets: Tensor, num_classes: int, key: int) -> tuple[Tensor, Tensor]:
