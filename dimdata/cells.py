@@ -75,22 +75,32 @@ def plan(
 
 def require_whole_stages(generator: Generator, recipe: Recipe, ipc: int | None) -> None:
     """Raise `ArgumentError` where `cuts_stages` holds."""
-    if cuts_stages(generator, recipe, ipc):
+    if not cuts_stages(generator, recipe, ipc):
+        return
+    if generator.images is None:
+        drawn = "first" if ipc == 1 else f"first {ipc}"
         raise ArgumentError(
-            f"IPC {ipc} is a part of the {generator.images:,} images of {generator.stages} stages, which the "
-            "recipe walks one after another.",
-            "Use stage=k, a prefix of the stages, or leave ipc out.",
+            f"IPC {ipc} draws from the {drawn} of {generator.stages} stages alone, which the recipe walks one after "
+            "another.",
+            f"Use {generator.stages} images per class or more, or stage={ipc}.",
         )
+    raise ArgumentError(
+        f"IPC {ipc} is a part of the {generator.images:,} images of {generator.stages} stages, which the recipe walks "
+        "one after another.",
+        "Use stage=k, a prefix of the stages, or leave ipc out.",
+    )
 
 
 def cuts_stages(generator: Generator, recipe: Recipe, ipc: int | None) -> bool:
-    """Return whether so few images per class would cut stored stages short that a recipe walks one by one.
+    """Return whether so few images per class would cut stages short that a recipe walks one by one.
 
     Later legs would then see images of the earlier stages alone, and their accuracies would be of no stage.
     """
-    if ipc is None or generator.images is None or ipc * generator.spec.num_classes >= generator.images:
+    if ipc is None or not any(leg.stage is not None for leg in recipe.legs):
         return False
-    return any(leg.stage is not None for leg in recipe.legs)
+    if generator.images is None:
+        return ipc < generator.stages
+    return ipc * generator.spec.num_classes < generator.images
 
 
 def _leg_images(generator: Generator, recipe: Recipe, images: int) -> tuple[int, ...]:
@@ -104,7 +114,7 @@ def _ipcs(generator: Generator, ipc: int | Sequence[int] | None) -> list[int | N
     classes, stored = generator.spec.num_classes, generator.images
     if ipc is None:
         if stored is None:
-            return list(IPC)
+            return [count for count in IPC if count >= generator.stages] or [generator.stages]
         return [stored // classes if stored % classes == 0 else None]
     counts: list[int] = list(ipc) if isinstance(ipc, Sequence) else [ipc]
     for count in counts:
@@ -204,7 +214,10 @@ def with_epochs(recipe: Recipe, epochs: int) -> Recipe:
 
 
 def in_steps(cell: Cell) -> Recipe:
-    """Return the recipe of a cell with as many steps and images, however many images there are to train on."""
+    """Return the recipe of a cell with as many steps and images, however many images there are to train on.
+
+    Several legs have batches of several sizes, which may not divide the images: `whole_batches`.
+    """
     legs = []
     for leg, images in zip(cell.recipe.legs, cell.leg_images, strict=True):
         batches = math.ceil(images / leg.batch_size)
@@ -217,6 +230,11 @@ def in_steps(cell: Cell) -> Recipe:
         )
         legs.append(whole)
     return dataclasses.replace(cell.recipe, legs=tuple(legs))
+
+
+def whole_batches(cell: Cell) -> bool:
+    """Return whether the batches of a baseline must run over the end of an epoch, for it to see as many images."""
+    return cell.what != "generator" and len(cell.recipe.legs) > 1
 
 
 def real_images(cell: Cell, there: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 from dataclasses import dataclass
@@ -27,14 +28,14 @@ class Training:
 
     Attributes:
         claim: The score.
-        epochs: Passes over the draw; none where the recipe is followed as it stands.
+        recipe: What is followed: that of the claim, or what the budget leaves of it.
         images: Images that each student sees.
         full: Whether that is all of the claimed training.
         alike: Whether the recipe reads as that of the claim does.
     """
 
     claim: Score
-    epochs: int | None
+    recipe: Recipe
     images: int
     full: bool
     alike: bool
@@ -109,11 +110,11 @@ def _training(generator: Generator, claim: Score, budget: int) -> Training | Non
         shown = _shown(generator, recipe, images)
         if shown != claim.images_seen:
             return None
-        alike, total = recipe.describe() == claim.recipe, _epochs(recipe)
-        if shown <= budget or total is None or recipe.learned_steps:  # which are all taken or none
-            return Training(claim, epochs, shown, True, alike)
-        fewer = max(len(recipe.legs), total * budget // shown)
-        return Training(claim, fewer, _shown(generator, with_epochs(recipe, fewer), images), False, alike)
+        alike = recipe.describe() == claim.recipe
+        if shown <= budget or recipe.learned_steps:  # which are all taken or none
+            return Training(claim, recipe, shown, True, alike)
+        fewer = _cut(recipe, budget, shown)
+        return Training(claim, fewer, _shown(generator, fewer, images), False, alike)
     except (DimdataError, RuntimeError, ValueError):
         return None
 
@@ -123,6 +124,19 @@ def _parameters(student: str, spec: Spec) -> int:
     with shapes_only():
         network = find_student(student)(spec.image_shape, spec.num_classes)
     return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _cut(recipe: Recipe, budget: int, shown: int) -> Recipe:
+    """Return a recipe that shows so many images in the share of a budget, at least an epoch or a step of each leg."""
+    total = _epochs(recipe)
+    if total is not None:
+        return with_epochs(recipe, max(len(recipe.legs), total * budget // shown))
+
+    def part(length: int | None) -> int | None:
+        return None if length is None else max(1, length * budget // shown)
+
+    legs = tuple(dataclasses.replace(leg, epochs=part(leg.epochs), steps=part(leg.steps)) for leg in recipe.legs)
+    return dataclasses.replace(recipe, legs=legs)
 
 
 def _epochs(recipe: Recipe) -> int | None:

@@ -23,7 +23,7 @@ from torch.utils.data import (
 
 from dimdata import latents
 from dimdata.clock import MAX_EPOCH, EpochClock
-from dimdata.errors import ArgumentError, DeviceError, OutOfRangeError, nearest
+from dimdata.errors import ArgumentError, DeviceError, OutOfRangeError, nearest, whole
 from dimdata.generators.base import Generator
 from dimdata.outputs import Normalize, Output, converter, to_pil
 from dimdata.recipe import Recipe
@@ -142,7 +142,7 @@ class GeneratedDataset(Dataset[tuple[Any, Any]]):
             raise ArgumentError(
                 'batch_transform works on tensors, and output="pil" makes none.', "Use transform, or another output."
             )
-        self.seed = _whole("seed", seed)
+        self.seed = whole("seed", seed)
         self.device = _device(device)
         if not isinstance(source, Generator):
             from dimdata import artifact
@@ -154,7 +154,6 @@ class GeneratedDataset(Dataset[tuple[Any, Any]]):
             from dimdata.levers import apply
 
             source = apply(source, levers)
-        stage = None if stage is None else _whole("stage", stage)
         self.generator = _place(source.view(stage=stage, draw=draw), self.device)
         spec = self.generator.spec
         self.normalize = Normalize.of(self.generator)
@@ -373,7 +372,7 @@ class GeneratedDataset(Dataset[tuple[Any, Any]]):
             ArgumentError: If the batch size or the seed is no whole number in range.
             DeviceError: If workers are asked for and the dataset is on a GPU.
         """
-        size = _whole("batch_size", batch_size)
+        size = whole("batch_size", batch_size)
         if size < 1:
             raise ArgumentError(f"batch_size is {batch_size}; it must be 1 or more.")
         if num_workers and self.device.type != "cpu":
@@ -381,7 +380,7 @@ class GeneratedDataset(Dataset[tuple[Any, Any]]):
         order = dataloader_kwargs.get("generator")
         if seed is not None:
             # Two, for how often the workers' seeds are drawn depends on the workers, and the order must not.
-            key = latents.fold(_ORDER, _whole("seed", seed))
+            key = latents.fold(_ORDER, whole("seed", seed))
             order, dataloader_kwargs["generator"] = (torch.Generator("cpu").manual_seed(key) for _ in range(2))
         if sampler is None:
             sampler = RandomSampler(self, generator=order) if shuffle else SequentialSampler(self)
@@ -400,7 +399,7 @@ class GeneratedDataset(Dataset[tuple[Any, Any]]):
 
     def set_epoch(self, epoch: int) -> None:
         """Make the next pass epoch `epoch`, from 0; later ones count on. It reaches live workers."""
-        value = _whole("epoch", epoch)
+        value = whole("epoch", epoch)
         if not 0 <= value <= MAX_EPOCH:
             raise ArgumentError(f"epoch is {value}; epochs count from 0 to 2^62.")
         self._clock.set(value)
@@ -457,16 +456,6 @@ _TWO_WAYS = (
 )
 
 
-def _whole(name: str, value: Any) -> int:
-    """Return a whole number, or refuse what is none; `True` is none either."""
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        return operator.index(value)
-    except TypeError:
-        raise ArgumentError(f"{name} is {value!r:.80}; it must be a whole number.") from None
-
-
 def _length(generator: Generator, ipc: Any) -> int:
     """Return how many images `ipc` is, checked against those there are."""
     name, classes, images = generator.name or "This generator", generator.spec.num_classes, generator.images
@@ -476,7 +465,7 @@ def _length(generator: Generator, ipc: Any) -> int:
         return images
     most = (MAX_IMAGES if images is None else images) // classes
     try:
-        value = _whole("ipc", ipc)
+        value = whole("ipc", ipc)
     except ArgumentError:
         value = 0
     if 1 <= value <= most:

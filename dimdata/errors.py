@@ -7,7 +7,9 @@ what to do, and the exit code the command line ends with.
 from __future__ import annotations
 
 import difflib
+import operator
 from collections.abc import Iterable
+from typing import Any
 
 USER = 2  # the user can mend it
 WORLD = 1  # disk, network, or hardware failed
@@ -92,3 +94,17 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if close:
         return f"Did you mean {' or '.join(close)}?"
     return f"Known: {', '.join(names)}." if names else ""
+
+
+def whole(name: str, value: Any) -> int:
+    """Return a whole number, or refuse what is none; `True` is none either.
+
+    Raises:
+        ArgumentError: If it is none; the message calls it by its name.
+    """
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise ArgumentError(f"{name} is {value!r:.80}; it must be a whole number.") from None

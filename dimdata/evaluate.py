@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from dimdata import artifact
-from dimdata.cells import BASELINES, SEEDS, Cell, Seeds, check_baselines, in_steps, plan, real_images
+from dimdata.cells import BASELINES, SEEDS, Cell, Seeds, check_baselines, in_steps, plan, real_images, whole_batches
 from dimdata.engine import Engine
 from dimdata.errors import ArgumentError, DataError
 from dimdata.generators.base import Generator
@@ -52,7 +52,8 @@ def evaluate(
 
     Args:
         source: A generator, or its name, folder or Hub repo.
-        ipc: Images per class, one or more; 1, 10 and 50 unless given, or all there are where they are stored.
+        ipc: Images per class, one or more; 1, 10 and 50 unless given (those that are no fewer than its stages), or all
+            there are where they are stored.
         stage: Evaluate this prefix of the stages, as a generator by itself, which takes as many steps as the recipe's
             legs up to there.
         students: Names of students, or factories of one's own; rows call these `package.module:factory`. The student
@@ -234,6 +235,8 @@ class _Run:
     def key(self, cell: Cell) -> str:
         """Return the digest of all that determines a row, but for the machine."""
         trained_on = [cell.what, self.source(cell), cell.draw, self.budget(cell)]
+        if whole_batches(cell):
+            trained_on.append("whole batches")
         return digest([*trained_on, self.identities[cell.student], cell.seed, self.test_fingerprint])
 
     def _same_as_distinct(self, cell: Cell, key: str, results: Results) -> Row | None:
@@ -269,6 +272,7 @@ class _Run:
             draw=cell.draw,
             engine=self.engine,
             on_leg=on_leg,
+            whole_batches=whole_batches(cell),
         )
         counted = [leg.epochs for leg in recipe.legs if leg.epochs is not None]
         return Row(

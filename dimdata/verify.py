@@ -194,7 +194,7 @@ def try_claim(
         draws=claim.draw,
         seeds=_other_seeds(claim.seeds, seeds),
         real=real,
-        epochs=training.epochs,
+        recipe=training.recipe,
         protocol=claim.protocol,
         baselines=(),
         engine=engine,

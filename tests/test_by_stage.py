@@ -241,11 +241,28 @@ def test_train_tells_the_accuracy_after_each_stage(run, folder):
     assert [each["stage"] for each in facts["stages"]] == [1, 2, 3]
     assert facts["stages"][-1] == {"stage": 3, "steps": facts["steps"], "accuracy": facts["accuracy"]}
     shown = run(*words)
+    lines = [line.split() for line in shown.out.splitlines()]
     for each in facts["stages"]:
-        assert f"{each['accuracy']:.2f} % right after stage {each['stage']}, {each['steps']} steps." in shown.out
+        of = "1" if each["stage"] == 1 else f"1-{each['stage']}"
+        told = [of, str(each["steps"]), f"{each['accuracy']:.2f}"]
+        assert any(all(word in line for word in told) for line in lines), told
     part = json.loads(run(*words, "--stage", 2, "--json").out)
     assert part["stages"] == facts["stages"][:2]
     assert part["accuracy"] == facts["stages"][1]["accuracy"]
+
+
+def test_train_draws_the_accuracy_after_each_stage(run, folder, staged, tmp_path):
+    words = ["--student", "convnet1-w8", "--plot", tmp_path / "stages.svg", *PLAIN]
+    shown = run("train", folder, *words)
+    assert shown.code == 0, shown.err
+    assert "student steps" in drawn(tmp_path / "stages.svg")
+    (tmp_path / "stages.svg").unlink()
+    for name, said in ((staged.view(stage=1), "has no stages"), (staged, "comes without test images")):
+        bare = artifact.save(name, tmp_path / said.split()[0])
+        refused = run("train", bare, *words)
+        assert refused.code == 2
+        assert said in refused.err
+        assert not (tmp_path / "stages.svg").exists()
 
 
 def test_training_without_test_images_tells_of_no_stages(run, staged, tmp_path):

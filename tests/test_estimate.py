@@ -113,6 +113,8 @@ def test_networks_of_later_stages_are_told_beside_the_steps(real, capsys, monkey
     assert len(trained) == 2 * 2
     assert f" {sum(trained):,} student steps in all" in told
     assert make("pdd", real, steps=12, **settings | {"stages": 1}).beside() == ""
+    seen = 6 * len(real.train)
+    assert f"on {seen:,} real images before" in make("pdd", real, steps=12, **settings | {"drop": 0.5}).beside()
     small = [word for name in ("ipc=2", "student=convnet1-w8") for word in ("--set", f"settings.{name}")]
     command = [
         "distill",

@@ -388,6 +388,26 @@ def test_baselines_of_a_staged_recipe_need_no_stages(real: RealData) -> None:
     assert of(scores, "generator").steps == of(scores, "random").steps == 11
 
 
+def test_baselines_of_stages_see_as_many_images_where_batches_do_not_divide_them(real: RealData) -> None:
+    """Legs of 10, 20 and 30 images in batches of 10, 20 and 15: the second would be 20 and 10 of the 30 random ones."""
+    legs = tuple(Leg(stage=stage, steps=6, batch_size=20) for stage in (1, 2, 3))
+    staged = table_generator(
+        real.train.images[:30],
+        labels=real.train.labels[:30],
+        classes=real.classes,
+        mean=real.mean,
+        std=real.std,
+        recipe=Recipe(legs=legs),
+        stages=(10, 10, 10),
+    )
+    scores = run(staged, seeds=1, real=real, baselines=["random", "all"])
+    generator, random, everything = (of(scores, what) for what in ("generator", "random", "all"))
+    assert generator.images_seen == random.images_seen == everything.images_seen == 6 * 10 + 6 * 20 + 6 * 15
+    assert generator.steps == random.steps == 18
+    assert random.distinct == 30
+    assert 120 < everything.distinct < 270  # each leg begins with an order of its own
+
+
 def test_the_paper_protocol_is_that_of_the_published_code(network: Generator, real: RealData) -> None:
     rule = protocol("dim-paper").recipe
     for ipc, batch, shuffle in ((1, 10, False), (10, 10, False), (50, 64, True)):

@@ -8,6 +8,7 @@ import torch
 from conftest import make_network, make_table, recipe
 
 from dimdata import artifact, latents
+from dimdata.cells import plan
 from dimdata.dataset import GeneratedDataset
 from dimdata.distill.staging import shares, shortened, walk
 from dimdata.engine import Engine
@@ -16,6 +17,7 @@ from dimdata.evaluate import evaluate
 from dimdata.generators.network import NetworkGenerator
 from dimdata.generators.staged import StagedGenerator
 from dimdata.generators.table import TableGenerator, table_generator
+from dimdata.protocols import protocol
 from dimdata.real import load_real, random_real
 from dimdata.recipe import Leg, Recipe
 from dimdata.spec import Spec
@@ -54,6 +56,13 @@ def test_order_and_batch_size_change_nothing():
     few, labels = whole.draw(latents.latents(0, 0, index, 8), index)
     torch.testing.assert_close(few, images[index])
     assert labels.tolist() == [1, 3, 9, 0]
+
+
+@pytest.mark.parametrize("stage", [1.5, "2", True])
+def test_a_stage_is_a_whole_number(stage):
+    for generator in (make_table(stages=(10, 10)), networks()[1]):
+        with pytest.raises(ArgumentError, match=r"stage is .*; it must be a whole number"):
+            generator.view(stage=stage)
 
 
 def test_a_prefix_of_networks_is_a_generator_and_shares_their_memory():
@@ -207,8 +216,20 @@ def test_a_fixed_draw_over_networks_counts_the_images_of_all_legs():
     common = {"students": "convnet1-w8", "seeds": 1, "real": load_real("digits"), "baselines": (), "engine": ENGINE}
     (score,) = evaluate(whole, ipc=10, draws="fixed", **common)
     assert (score.distinct, score.ipc_claim, score.budget_text) == (190, False, "600 images")
-    (score,) = evaluate(whole, ipc=1, draws="fixed", **common)  # slot 0 is of the first stage in every leg
-    assert (score.distinct, score.budget_text) == (10, "IPC 1")
+    with pytest.warns(UserWarning, match="the first of 3 stages"):  # slot 0 is of the first stage in every leg
+        assert train("convnet1-w8", whole, ipc=1, draw="fixed", engine=ENGINE).distinct_images == 10
+
+
+def test_fewer_images_per_class_than_stages_are_no_figure_of_the_whole():
+    _, whole = networks(epochs=3)
+    common = {"students": "convnet1-w8", "seeds": 1, "real": load_real("digits"), "baselines": (), "engine": ENGINE}
+    with pytest.raises(ArgumentError, match=r"IPC 2 draws from the first 2 of 3 stages alone.* or stage=2\."):
+        evaluate(whole, ipc=2, **common)
+    assert [score.ipc for score in evaluate(whole, ipc=2, stage=2, **common)] == [2]
+    asked = {"ipc": None, "students": ["mlp"], "draws": "fresh", "seeds": 1, "recipe": None, "epochs": None}
+    for generator, budgets in ((whole, [10, 50]), (whole.view(stage=1), [1, 10, 50])):
+        cells = plan(generator, protocol=protocol("dimdata"), baselines=[], **asked)
+        assert [cell.ipc for cell in cells] == budgets
 
 
 @pytest.mark.parametrize("kind", ["table", "networks"])

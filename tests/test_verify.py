@@ -20,6 +20,7 @@ from dimdata.engine import Engine
 from dimdata.errors import ArgumentError, DataError, FormatError, NotFoundError
 from dimdata.evaluate import evaluate
 from dimdata.generators.base import Generator
+from dimdata.generators.table import table_generator
 from dimdata.protocols import protocol
 from dimdata.real import RealData, load_real, random_real
 from dimdata.recipe import Leg, Recipe
@@ -293,14 +294,41 @@ def test_quick_trains_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) 
 LONG = dict.fromkeys(("pdd-fashion-mnist", "pdd-mnist"), 300_000)
 
 
-def test_a_claim_that_takes_longer_than_usual_names_the_budget() -> None:
+def test_a_claim_in_steps_that_takes_longer_than_usual_is_cut() -> None:
     for name, images in LONG.items():
         generator, files = verify_files(name)
         config = artifact.read_config(files.folder)
-        with pytest.raises(ArgumentError) as caught:
-            find_training(generator, config, BUDGET)
-        assert f"--budget {images}" in caught.value.hint
-        assert find_training(generator, config, images).images == images
+        training = find_training(generator, config, BUDGET)
+        assert not training.full
+        assert 0.9 * BUDGET < training.images <= BUDGET
+        assert [leg.stage for leg in training.recipe.legs] == [1, 2, 3]
+        whole = find_training(generator, config, images)
+        assert (whole.full, whole.alike, whole.images) == (True, True, images)
+
+
+def test_a_claim_in_steps_can_be_tried_within_a_part_of_them(real: RealData, tmp_path: Path) -> None:
+    assert real.test is not None
+    legs = tuple(Leg(stage=stage, steps=60, batch_size=50, lr=0.05) for stage in (1, 2))
+    both = random_real(real, 10, seed=0, recipe=Recipe(legs=legs[:1]))
+    images = (both.draw(torch.empty(100, 0), torch.arange(100))[0] * 255).round().to(torch.uint8)
+    table = table_generator(
+        images,
+        labels=torch.arange(100) % 10,
+        classes=real.classes,
+        mean=real.mean,
+        std=real.std,
+        recipe=Recipe(legs=legs),
+        stages=(50, 50),
+        dataset="digits",
+    )
+    scores = evaluate(table, students=STUDENT, seeds=3, real=real, baselines=(), engine=ENGINE)
+    holdout = {"images": real.test.images, "labels": real.test.labels}
+    artifact.save(table, tmp_path / "made", scores=[score.to_json() for score in scores], holdout=holdout)
+    trial = tried(tmp_path / "made", budget=3000)
+    assert (trial.steps, trial.images, trial.full, trial.alike) == (60, 3000, False, True)
+    assert trial.verdict in ("confirmed", "open")
+    whole = tried(tmp_path / "made")
+    assert (whole.steps, whole.images, whole.full, whole.verdict) == (120, 6000, True, "confirmed")
 
 
 @pytest.mark.parametrize("name", [name for name in artifact.bundled() if name not in LONG])

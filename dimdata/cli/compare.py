@@ -163,19 +163,18 @@ def run(
 def _budgets(generator: Generator, images: list[int], rule: Protocol) -> list[int] | None:
     """Return the images per class that a generator has of those asked for; none, for all there are, if it has none.
 
-    Of stored stages that students walk it has all or none.
+    Of stored stages that students walk it has all or none, and of unlimited ones no fewer than there are stages.
     """
     from dimdata.cells import cuts_stages
 
-    if generator.images is None:
-        return images
     classes = generator.spec.num_classes
-    return [
+    found = [
         count
         for count in images
-        if count * classes <= generator.images
+        if (generator.images is None or count * classes <= generator.images)
         and not cuts_stages(generator, rule.recipe(generator.recipe, count, classes), count)
-    ] or None
+    ]
+    return found or (None if generator.images is not None else [generator.stages])
 
 
 def _fitting(

@@ -19,30 +19,30 @@ def run(name: options.Name, json: options.Json = False) -> None:
     folder = resolve(name)
     config = read_config(folder)
     files = {file: (folder / file).stat().st_size for file in FILES if (folder / file).is_file()}
-    flop = _flop(config)
+    flop, stages = _outline(config)
     if json:
         own = {"name": name, "folder": str(folder), "files": files, "flop_per_image": flop}
         output.emit_json({**own, **config.to_json()})
         return
-    output.facts({"name": name, "folder": folder, **_facts(config, files, flop)})
+    output.facts({"name": name, "folder": folder, **_facts(config, files, flop, stages)})
     if config.provenance:
         output.line()
         output.facts({str(key).replace("_", " "): _short(value) for key, value in config.provenance.items()})
     _scores(config)
 
 
-def _flop(config: ArtifactConfig) -> int | None:
-    """Return what drawing an image costs; nothing where no installed package knows the generator."""
+def _outline(config: ArtifactConfig) -> tuple[int | None, int]:
+    """Return what drawing an image costs, and the stages; nothing of it where no installed package knows it."""
     from dimdata.errors import DimdataError
-    from dimdata.generators.cost import cost
+    from dimdata.generators.cost import cost, outline
 
     try:
-        return cost(config.generator).flop
+        return cost(config.generator).flop, outline(config.generator).stages
     except DimdataError:
-        return None
+        return None, 1
 
 
-def _facts(config: ArtifactConfig, files: dict[str, int], flop: int | None) -> dict[str, object]:
+def _facts(config: ArtifactConfig, files: dict[str, int], flop: int | None, stages: int) -> dict[str, object]:
     from dimdata.report import size
 
     spec = config.generator
@@ -50,7 +50,7 @@ def _facts(config: ArtifactConfig, files: dict[str, int], flop: int | None) -> d
     facts: dict[str, object] = {
         "dataset": spec.dataset or "-",
         "method": spec.method,
-        "kind": f"{spec.kind}{f' ({network})' if (network := spec.options.get('name')) else ''}",
+        "kind": f"{spec.kind}{f' ({network})' if (network := _network(spec.options)) else ''}",
         "classes": f"{spec.num_classes}: {', '.join(spec.classes[:10])}{', ...' if spec.num_classes > 10 else ''}",
         "images": f"{_shape(spec.image_shape)} in [{low:g}, {high:g}], "
         + ("without limit" if spec.images is None else f"{spec.images:,} in all"),
@@ -66,9 +66,17 @@ def _facts(config: ArtifactConfig, files: dict[str, int], flop: int | None) -> d
         "sha256": config.weights.sha256,
         "format": config.format,
     }
+    if stages > 1:
+        facts["stages"] = f"{stages}; any first k are a smaller generator (stage=k)"
     if spec.flags:
         facts["flags"] = ", ".join(spec.flags)
     return facts
+
+
+def _network(options: Mapping[str, Any]) -> str:
+    """Return the name of a generator's network, or of the network of its stages."""
+    inner = options.get("network")
+    return str((inner if isinstance(inner, Mapping) else options).get("name", ""))
 
 
 def _shape(shape: tuple[int, ...]) -> str:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from dimdata.generators.base import Generator
+    from dimdata.stages import Walk
 
     Test = tuple[Tensor, Tensor, str]
 
@@ -47,6 +48,10 @@ def run(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FILE", help="Save the student here (.safetensors).")
     ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", metavar="FILE", help="Draw the accuracy after each stage, as .png, .svg or .pdf."),
+    ] = None,
     levers: options.Levers = "",
     teacher: options.Teacher = None,
     real: options.Real = None,
@@ -63,23 +68,28 @@ def run(
 
     The real images are those that come with the generator, unless --real names a dataset. Without NAME, the student is
     trained on the training images of --real: a teacher, for --levers. On a generator with stages the student walks
-    them, and its accuracy after each is printed.
+    them, and its accuracy after each is printed, and drawn into a file by --plot.
 
     \b
     dimdata train dim-mnist --ipc 10 --epochs 100 -o digits.safetensors
     dimdata train --real mnist -o teacher.safetensors
     dimdata train dim-mnist --ipc 10 --levers best-of=4 --teacher teacher.safetensors
+    dimdata train pdd-mnist --real mnist --plot stages.png
     """
     if out is not None:
         output.require_place(out, "student.safetensors")
     from dimdata.cells import with_epochs
     from dimdata.engine import Engine, keep_freed_memory
+    from dimdata.plots import require_plots, stage_plot
+    from dimdata.stages import stage_grid
     from dimdata.students import make_student
     from dimdata.students.own import user_student
     from dimdata.students.store import require_storable
     from dimdata.students.train import accuracy, save_student, train
     from dimdata.whitening import Whitening
 
+    if plot is not None:
+        require_plots(plot)
     given = None if student is None else user_student(student)  # before a dataset is downloaded
     keep_freed_memory()
     engine = Engine.of(device, precision, compile)
@@ -92,12 +102,15 @@ def run(
     else:
         generator, test = _generated(name, stage, real, root)
     generator = options.levered(generator, levers, teacher)
+    if plot is not None and (generator.stages < 2 or test is None):
+        lacks = "has no stages" if generator.stages < 2 else "comes without test images"
+        raise ArgumentError(f"{generator.name} {lacks}, so there is nothing to plot.", "Leave out --plot.")
     recipe = generator.recipe if epochs is None else with_epochs(generator.recipe, epochs)
     if augment is not None:
         augment = "" if augment == "none" else augment
         recipe = replace(recipe, legs=tuple(replace(leg, augment=augment) for leg in recipe.legs))
     if ipc is None and generator.images is None:
-        ipc = 10
+        ipc = max(10, generator.stages)
     if out is not None and given is not None and not isinstance(given, str):  # what cannot be kept is told now
         require_storable(make_student(given, generator.spec.image_shape, generator.spec.num_classes))
     walked: list[dict[str, Any]] = []
@@ -148,6 +161,8 @@ def run(
         facts["stages"] = walked
     if out is not None:
         facts["saved"] = str(save_student(result.network, out, result.info))
+    if plot is not None:
+        facts["plot"] = str(stage_plot([_walk(facts, generator)], plot))
     if json:
         output.emit_json(facts)
         return
@@ -156,8 +171,8 @@ def run(
         f"{facts['student']} saw {result.images_drawn:,} {'real' if name is None else 'generated'} images "
         f"({result.distinct_images:,} distinct{drawn}) in {result.steps:,} steps, {output.duration(result.seconds)}."
     )
-    for each in walked if len(walked) > 1 else ():
-        output.line(f"{each['accuracy']:.2f} % right after stage {each['stage']}, {each['steps']:,} steps.")
+    if len(walked) > 1:
+        output.table(*stage_grid([_walk(facts, generator)]))
     if test is not None:
         output.line(f"{facts['accuracy']:.2f} % right on real images: {facts['test']}.")
     elif name is None:
@@ -166,6 +181,26 @@ def run(
         output.note("hint: This generator comes without test images; score the student with --real NAME.")
     if out is not None:
         output.line(f"Saved to {facts['saved']}.")
+    if plot is not None:
+        output.note(f"plot: {facts['plot']}")
+
+
+def _walk(facts: dict[str, Any], generator: Generator) -> Walk:
+    """Return a student's way through the stages, of the facts that are told of its training."""
+    from dimdata.stages import Walk
+
+    stages = facts["stages"]
+    return Walk(
+        name=generator.name,
+        student=facts["student"],
+        budget=f"{generator.images:,} images" if facts["ipc"] is None else f"IPC {facts['ipc']}",
+        draw=facts["draw"],
+        levers=generator.levers,
+        test=facts["test"],
+        steps=tuple(each["steps"] for each in stages),
+        stored=tuple(generator.view(stage=each["stage"]).nbytes for each in stages),
+        accuracies=tuple({facts["seed"]: each["accuracy"]} for each in stages),
+    )
 
 
 def _generated(name: str, stage: int | None, real: str | None, root: Path | None) -> tuple[Generator, Test | None]:

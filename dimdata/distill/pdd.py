@@ -22,6 +22,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,9 +41,12 @@ from dimdata.errors import ArgumentError, FormatError
 from dimdata.generators.base import GENERATORS, Generator, shapes_only
 from dimdata.real import RealData
 from dimdata.recipe import MAX_LEGS, Recipe
+from dimdata.report import size
 from dimdata.spec import Record, Spec, canonical_json, require
 from dimdata.students import find_student
 from dimdata.students.source import NetworkSource
+
+log = logging.getLogger("dimdata")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +63,10 @@ class PddConfig(Record):
         last_share: Share of the student's steps that its last leg gets, on all stages; the others share the rest in
             proportion to their batches an epoch, as all of them do without. A prefix of the stages is then trained on
             for fewer steps. None = no leg is apart.
-        networks: How many networks are trained on the stages before, each when a stage first asks for it, and then
-            handed out in turn; fewer where they would be alike. Their training comes on top of the steps, and of a
-            time budget: for the preset `dm-fashion-mnist` at the default about a third of a stage's own time at two
-            stages, and more than half at five. A run that is resumed trains them again.
+        networks: How many networks of each architecture are trained on the stages before, each when a stage first asks
+            for it, and then handed out in turn; fewer where they would be alike. Their training comes on top of the
+            steps, and of a time budget: for the preset `dm-fashion-mnist` at the default about a third of a stage's own
+            time at two stages, and more than half at five. A run that is resumed trains them again.
         age: Student steps of the oldest of these networks; 0 = those of the legs before, which a student has behind it
             when it comes to the stage.
         youngest: Share of that age which all of them have at least; their ages lie at equal distances above it. As
@@ -141,7 +145,7 @@ class PDD(Method):
         self.done: list[Generator] = []
         self.counts: Tensor | None = None  # how often each real image is forgotten
         self._shelves: list[Shelf] = []
-        self._shown = 0  # real images that networks were shown before this process took the run up
+        self._shown = 0  # real images that networks of finished stages were shown, or before this process took over
         self._checked = 0  # the steps for which this process has seen that every stage can be distilled
         self.base = self._base({})
         self._phases = {phase.name: phase for phase in self.base.phases()}
@@ -150,6 +154,8 @@ class PDD(Method):
         # What cannot be walked is refused now.
         self.walked = walk([first.recipe] * config.stages, [first.images] * config.stages, config.last_share)
         self._require_whole_legs()
+        if config.stages > 1 and (outside := self.disk(anew=True)):
+            log.warning("All %d stages write up to %s outside the run's folder.", config.stages, size(outside))
         # From stored weights, learned steps lead all networks to the same one.
         alike = self.walked.learned_steps and self.walked.start.law == "stored"
         self.networks = 1 if alike else config.networks
@@ -267,6 +273,8 @@ class PDD(Method):
         # Stages that share what whitens them would share it in a checkpoint, which holds no tensor twice.
         part.recipe_tensors = {name: tensor.clone() for name, tensor in part.recipe_tensors.items()}
         self.done.append(part)
+        self._shown = self._networks_saw()
+        self._shelves.clear()  # the networks of a finished stage would stay on the device
         self.base = self._base(state)
         self._fit()
 
@@ -367,9 +375,14 @@ class PDD(Method):
         share = youngest + (1 - youngest) * (self.networks + 1) / (2 * self.networks)
         on_real = f" and up to {config.real_steps:,} on real images" if config.real_steps else ""
         networks = f"{self.networks} network{'s' * (self.networks > 1)}"
+        told = ""
+        if config.drop:
+            seen = config.drop_epochs * len(self.real.train)
+            told = f" What is easy is told by {config.drop_student}, on {seen:,} real images before the second stage."
         return (
             f"Each later stage first trains up to {networks} on the stages before, "
             f"{round(self.networks * share * sum(ages)):,} student steps in all{on_real}; that time is not counted."
+            f"{told}"
         )
 
     def images_beside(self) -> int:

@@ -86,7 +86,8 @@ class TableMethod(Method):
     """A method that learns images; row = slot * num_classes + label, and the start are random real images.
 
     All stages of a progressive distillation together start from the images that one stage of their size starts from,
-    in the same order, so that what the stages gain is not due to other images.
+    in the same order, so that what the stages gain is not due to other images. (Where later stages are given the harder
+    images alone, they start from those, and a few images may return.)
 
     Attributes:
         table: The images in normalised (or whitened) units, float32 `[N, C, H, W]`.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from dimdata import latents
-from dimdata.errors import ArgumentError
+from dimdata.errors import ArgumentError, whole
 from dimdata.recipe import Recipe
 from dimdata.registry import Registry
 from dimdata.spec import Spec
@@ -158,7 +158,7 @@ class Generator(nn.Module, ABC):
                 f"{self.name or 'This generator'} draws without limit; its stages are not seen one by one.",
                 "Use a prefix of the stages.",
             )
-        if stage is not None and not 1 <= stage <= self.stages:
+        if stage is not None and not 1 <= whole("stage", stage) <= self.stages:
             raise ArgumentError(
                 f"{self.name or 'This generator'} has {self.stages} stage{'s' * (self.stages > 1)}, not {stage}.",
                 f"Use stage=1 to {self.stages}, or leave it out." if self.stages > 1 else "Leave stage out.",

@@ -40,10 +40,10 @@ def cost(spec: Spec) -> Cost:
     Raises:
         FormatError: If the specification describes no generator.
     """
-    generator = _shapes(spec)
+    generator = outline(spec)
     drawing = generator
     if isinstance(generator, StagedGenerator):  # which sorts images by network; each image is drawn by one of them
-        drawing = _shapes(dataclasses.replace(spec, kind=NetworkGenerator.kind, options=dict(generator.config.network)))
+        drawing = outline(dataclasses.replace(spec, kind=NetworkGenerator.kind, options=dict(generator.config.network)))
     latent = torch.empty(1, spec.latent, device="meta")
     index = torch.empty(1, dtype=torch.int64, device="meta")
     with FlopCounterMode(display=False) as counter:
@@ -51,7 +51,12 @@ def cost(spec: Spec) -> Cost:
     return Cost(macs=counter.get_total_flops() // 2, nbytes=generator.nbytes)
 
 
-def _shapes(spec: Spec) -> Generator:
+def outline(spec: Spec) -> Generator:
+    """Return a generator without weights and memory: what it is, but not what it draws.
+
+    Raises:
+        FormatError: If the specification describes no generator.
+    """
     recipe = Recipe(legs=(Leg(epochs=1, batch_size=1),))
     with shapes_only():
         return GENERATORS[spec.kind](spec, recipe).eval()

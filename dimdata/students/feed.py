@@ -40,6 +40,7 @@ class Feed:
         normalize: From images in the value range to what the student sees.
         first_row: The row of its first image among all that are stored.
         alike: See `train`.
+        whole_batches: See `train`.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Feed:
         normalize: Normalize,
         first_row: int = 0,
         alike: int = 1,
+        whole_batches: bool = False,
     ) -> None:
         self.normalize, self.first_row, self.alike = normalize, first_row, alike
         self.dataset, self.leg, self.engine, self.seed, self.first_epoch = dataset, leg, engine, seed, first_epoch
@@ -59,8 +61,9 @@ class Feed:
         self.batch_size = min(leg.batch_size, self.images)
         self.per_epoch = -(-self.images // self.batch_size)
         self.steps = leg.steps if leg.steps is not None else (leg.epochs or 0) * self.per_epoch
+        self.whole_batches = whole_batches and dataset.generator.images is not None
         self.epochs = -(-self.steps // self.per_epoch)
-        self.ragged = self.images % self.batch_size
+        self.ragged = 0 if self.whole_batches else self.images % self.batch_size
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         spec, device = self.dataset.spec, self.engine.device
@@ -86,15 +89,28 @@ class Feed:
             sizes = [len(index) for _, index in batches]
             yield from zip(torch.split(images, sizes), torch.split(targets, sizes), strict=True)
 
+    def first(self, shown: int) -> Tensor:
+        """Return the indices int64 `[N]` that so many images show, from the first on, each once."""
+        return self._order(self.first_epoch)[:shown]
+
+    def _order(self, epoch: int) -> Tensor:
+        """Return the order of an epoch, int64 `[images]`."""
+        if not self.leg.shuffle:
+            return torch.arange(self.images, device=self.engine.device)
+        return latents.permutation(latents.fold(_ORDER, self.seed, epoch), self.images, self.engine.device)
+
     def _indices(self) -> Iterator[tuple[int, Tensor]]:
         """Yield epochs and the indices int64 `[B]` of their batches, without end."""
-        order = torch.arange(self.images, device=self.engine.device)
+        left = torch.empty(0, dtype=torch.int64, device=self.engine.device)
         for epoch in itertools.count(self.first_epoch):
-            if self.leg.shuffle:
-                key = latents.fold(_ORDER, self.seed, epoch)
-                order = latents.permutation(key, self.images, self.engine.device)
+            order = self._order(epoch)
             drawn = 0 if self.dataset.draw == "fixed" else epoch
-            for index in torch.split(order, self.batch_size):
+            batches = torch.split(torch.cat([left, order]), self.batch_size)
+            if self.whole_batches and len(batches[-1]) < self.batch_size:
+                left, batches = batches[-1], batches[:-1]
+            else:
+                left = order[:0]
+            for index in batches:
                 yield drawn, index
 
 

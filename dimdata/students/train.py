@@ -88,6 +88,7 @@ def train(
     on_leg: OnLeg | None = None,
     limit_steps: int | None = None,
     alike: int = 1,
+    whole_batches: bool = False,
 ) -> TrainResult:
     """Train a student on a generator's images, leg by leg as the recipe says.
 
@@ -111,6 +112,8 @@ def train(
         limit_steps: Stop after so many steps; schedules do not change.
         alike: How many trainings of this length one process will do, this one included: what is not worth compiling for
             one may be worth it for all.
+        whole_batches: Let batches of stored images run over the end of an epoch, so that none is smaller than the
+            others, in legs that count steps.
 
     Returns:
         The result; its `network` is in `eval()` mode.
@@ -128,7 +131,9 @@ def train(
     started = time.perf_counter()
     source = Source(generator, ipc, seed, draw, stage, engine.device)
     recipe = recipe or source.generator.recipe
-    require_whole_stages(source.generator.view(stage=stage), recipe, source.ipc)
+    whole = source.generator.view(stage=stage)
+    if whole.images is not None:  # unlimited images of the first stages alone are warned of
+        require_whole_stages(whole, recipe, source.ipc)
     # Learned step sizes belong to the exact training they were learned in; in lower precision it is another.
     learned = recipe.learned_steps
     if learned:
@@ -141,7 +146,7 @@ def train(
     engine.place(network)
     check_fit(network, spec, engine.device)
     whitening = Whitening.of(recipe, tensors)
-    feeds = _plan(recipe, source, engine, seed, Normalize(spec.mean, spec.std, whitening), alike)
+    feeds = _plan(recipe, source, engine, seed, Normalize(spec.mean, spec.std, whitening), alike, whole_batches)
     run = _Run(network, engine, seed, feeds, tensors, limit_steps, on_step, alike)
     run.check_batches_of_one(name)
     with (
@@ -275,10 +280,10 @@ class _Run:
         return min(self.drawn, _drawn_once(datasets))
 
     def _rows(self) -> int:
-        """Return how many of the stored images were shown, by what each leg has shown from its first on."""
+        """Return how many of the stored images were shown."""
         seen = torch.zeros(max(feed.first_row + len(feed.dataset) for feed in self.feeds), dtype=torch.bool)
         for feed, shown in zip(self.feeds, self.shown, strict=True):
-            seen[feed.first_row : feed.first_row + min(shown, len(feed.dataset))] = True
+            seen[feed.first_row + feed.first(shown).cpu()] = True
         return int(seen.sum())
 
 
@@ -294,7 +299,15 @@ def _drawn_once(datasets: list[GeneratedDataset]) -> int:
     return int(torch.bincount(torch.cat(pairs)).count_nonzero()) * datasets[0].num_classes
 
 
-def _plan(recipe: Recipe, source: Source, engine: Engine, seed: int, normalize: Normalize, alike: int) -> list[Feed]:
+def _plan(
+    recipe: Recipe,
+    source: Source,
+    engine: Engine,
+    seed: int,
+    normalize: Normalize,
+    alike: int,
+    whole_batches: bool,
+) -> list[Feed]:
     """Return the feeds of the legs that belong to the chosen prefix of the stages."""
     feeds: list[Feed] = []
     epoch = 0
@@ -302,7 +315,8 @@ def _plan(recipe: Recipe, source: Source, engine: Engine, seed: int, normalize: 
         if source.stage is not None and leg.stage is not None and leg.stage > source.stage:
             continue
         first = source.first_row(leg.stage, leg.alone)
-        feed = Feed(source.dataset(leg.stage, leg.alone), leg, engine, seed, epoch, normalize, first, alike)
+        whole = whole_batches and leg.steps is not None
+        feed = Feed(source.dataset(leg.stage, leg.alone), leg, engine, seed, epoch, normalize, first, alike, whole)
         feeds.append(feed)
         epoch += feed.epochs
     if not feeds:
