@@ -360,17 +360,23 @@ def test_baselines_have_the_steps_and_images_of_the_generator(images: int, batch
     assert real_images(dataclasses.replace(cell, what="all"), 60_000) == 60_000
 
 
-def test_baselines_of_a_staged_recipe_need_no_stages(real: RealData) -> None:
-    legs = (Leg(stage=1, epochs=2, batch_size=10), Leg(stage=2, epochs=3, batch_size=10))
-    staged = table_generator(
-        real.train.images[:30],
-        labels=real.train.labels[:30],
+def in_stages(real: RealData, legs: tuple[Leg, ...], stages: tuple[int, ...]) -> Generator:
+    """Real images in stages, which students walk by these legs."""
+    rows = sum(stages)
+    return table_generator(
+        real.train.images[:rows],
+        labels=real.train.labels[:rows],
         classes=real.classes,
         mean=real.mean,
         std=real.std,
         recipe=Recipe(legs=legs),
-        stages=(10, 20),
+        stages=stages,
     )
+
+
+def test_baselines_of_a_staged_recipe_need_no_stages(real: RealData) -> None:
+    legs = (Leg(stage=1, epochs=2, batch_size=10), Leg(stage=2, epochs=3, batch_size=10))
+    staged = in_stages(real, legs, (10, 20))
     cells = plan(
         staged,
         ipc=None,
@@ -391,15 +397,7 @@ def test_baselines_of_a_staged_recipe_need_no_stages(real: RealData) -> None:
 def test_baselines_of_stages_see_as_many_images_where_batches_do_not_divide_them(real: RealData) -> None:
     """Legs of 10, 20 and 30 images in batches of 10, 20 and 15: the second would be 20 and 10 of the 30 random ones."""
     legs = tuple(Leg(stage=stage, steps=6, batch_size=20) for stage in (1, 2, 3))
-    staged = table_generator(
-        real.train.images[:30],
-        labels=real.train.labels[:30],
-        classes=real.classes,
-        mean=real.mean,
-        std=real.std,
-        recipe=Recipe(legs=legs),
-        stages=(10, 10, 10),
-    )
+    staged = in_stages(real, legs, (10, 10, 10))
     scores = run(staged, seeds=1, real=real, baselines=["random", "all"])
     generator, random, everything = (of(scores, what) for what in ("generator", "random", "all"))
     assert generator.images_seen == random.images_seen == everything.images_seen == 6 * 10 + 6 * 20 + 6 * 15
