@@ -50,6 +50,23 @@ def test_the_images_start_as_real_ones_and_move():
     assert torch.equal(before.table, real), "an earlier generator moved along"
 
 
+def test_the_images_may_start_as_centres_of_clusters():
+    dm = method(ipc=2, storage="uint8", begin="kmeans")
+    centres, real = dm.generator().table, dm.real.train
+    assert not torch.equal(centres, method(ipc=2, storage="uint8").generator().table)
+    for row, centre in enumerate(centres):  # each is the mean of the images of its class that lie nearest to it
+        own = real.images[real.labels == row % 10].flatten(1).float()
+        both = centres[row % 10 :: 10].flatten(1).float()
+        nearest = torch.cdist(own, both).argmin(1)
+        assert torch.allclose(own[nearest == row // 10].mean(0), centre.flatten().float(), atol=1.5)
+
+
+def test_clusters_of_a_later_stage_start_from_another_choice():
+    first, second = method(ipc=2, begin="kmeans").start(), second_stage(ipc=4, begin="kmeans").start()
+    assert first.shape == second.shape
+    assert not torch.equal(first, second)
+
+
 @pytest.mark.parametrize("storage", ["uint8", "float16", "float32"])
 def test_stored_as_asked_and_read_back_equal(tmp_path, storage):
     dm = method(storage=storage)
@@ -113,7 +130,7 @@ def test_a_later_stage_matches_by_itself_unless_told_otherwise(union):
 
 def second_stage(**settings):
     """DM as the second of two stages."""
-    over = {"base": "dm", "stages": 2, "networks": 1, "age": 20, "settings": SETTINGS | {"ipc": 2} | settings}
+    over = {"base": "dm", "stages": 2, "networks": 1, "age": 20, "settings": SETTINGS | {"ipc": 2, **settings}}
     pdd = PDD(make_config(PddConfig, over), load_real("digits"), ENGINE, 0, 8)
     pdd._advance()
     return pdd.base
@@ -202,7 +219,7 @@ def test_seeds_differ():
 
 def test_bad_settings_are_refused():
     changes = ({"ipc": 0}, {"lr": 0.0}, {"momentum": 1.0}, {"real_batch": 0}, {"storage": "float8"})
-    for settings in (*changes, {"focus": -1.0}, {"lr_decay": 1.5}):
+    for settings in (*changes, {"focus": -1.0}, {"lr_decay": 1.5}, {"begin": "mean"}):
         with pytest.raises(FormatError):
             make_config(DmConfig, settings)
     with pytest.raises(ArgumentError, match="has"):

@@ -18,7 +18,7 @@ from dimdata.engine import Engine
 from dimdata.errors import ArgumentError
 from dimdata.generators.base import Generator
 from dimdata.generators.table import table_generator
-from dimdata.real import RealData, subset
+from dimdata.real import RealData, kmeans_real, subset
 from dimdata.recipe import Leg, Recipe
 from dimdata.spec import Record, require
 from dimdata.students.augment import parse
@@ -43,6 +43,8 @@ class TableConfig(Record):
         ipc: Images per class.
         storage: `uint8` keeps images within [0, 1] throughout; `float16` and `float32` let them leave it.
         student: The network whose eyes are used; `package.module:factory` is imported.
+        begin: What the images are at first: `random` real ones, or the centres of `kmeans` clusters of each class in
+            pixel space.
         lr: Learning rate of the images, which are in normalised units.
         momentum: Of the images' SGD.
         lr_decay: Share of the steps that move the images over which their learning rate falls linearly to nothing, at
@@ -61,6 +63,7 @@ class TableConfig(Record):
     ipc: int = 10
     storage: Literal["uint8", "float16", "float32"] = "float16"
     student: str = "convnet3"
+    begin: Literal["random", "kmeans"] = "random"
     lr: float = 1.0
     momentum: float = 0.5
     lr_decay: float = 0.0
@@ -83,11 +86,11 @@ class TableConfig(Record):
 
 
 class TableMethod(Method):
-    """A method that learns images; row = slot * num_classes + label, and the start are random real images.
+    """A method that learns images; row = slot * num_classes + label, and which begin as real ones or means of them.
 
-    All stages of a progressive distillation together start from the images that one stage of their size starts from,
-    in the same order, so that what the stages gain is not due to other images. (Where later stages are given the harder
-    images alone, they start from those, and a few images may return.)
+    All stages of a progressive distillation together start from the random images that one stage of their size starts
+    from, in the same order, so that what the stages gain is not due to other images. (Where later stages are given the
+    harder images alone, they start from those, and a few images may return.)
 
     Attributes:
         table: The images in normalised (or whitened) units, float32 `[N, C, H, W]`.
@@ -153,12 +156,17 @@ class TableMethod(Method):
         return self.config.ipc
 
     def chosen(self, per_class: int) -> Tensor:
-        """Return random real images, others in each stage, float32 `[per_class * num_classes, C, H, W]` in [0, 1].
+        """Return what `begin` asks for, others in each stage, float32 `[per_class * num_classes, C, H, W]` in [0, 1].
 
-        Stage k takes them from where the stages before stopped in the one choice of the run; or the last of that
-        choice, where the images that a stage is given are too few to go on.
+        Stage k takes random images from where the stages before stopped in the one choice of the run; or the last of
+        that choice, where the images that a stage is given are too few to go on. Its clusters start from a choice of
+        its own; one cluster is the mean in every stage.
         """
         before = self.earlier.generator.stages * per_class if self.earlier else 0
+        if self.config.begin == "kmeans":
+            found = kmeans_real(self.real, per_class, latents.fold(self.start_seed, before), self.config.recipe)
+            index = torch.arange(per_class * self.real.num_classes)
+            return found.draw(torch.empty(len(index), 0), index)[0]
         there = int(self.real.train.counts.min())
         split = subset(self.real.train, max(per_class, min(before + per_class, there)), self.start_seed)
         return split.images[-per_class * self.real.num_classes :].to(torch.float32) / 255
