@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dimdata import artifact
-from dimdata.distill.config import make_config, merge, parse_setting, presets
+from dimdata.distill.config import about, make_config, merge, parse_setting, presets
 from dimdata.distill.dim import DiM, DimConfig
 from dimdata.distill.method import METHODS, Phase
 from dimdata.distill.plan import Plan
@@ -533,11 +533,14 @@ def test_settings():
         parse_setting("lr")
 
 
-def test_every_preset_is_a_config_of_its_method():
-    for name in presets():
-        method = name.split("-")[0]
-        kind = METHODS[method if method in METHODS else "dim"]
-        assert kind.default_steps(make_config(kind.Config, name)) > 0
+@pytest.mark.parametrize("name", presets())
+def test_every_preset_is_for_the_command_that_it_names(name):
+    what, command = about(name)
+    assert what
+    words = command.split()
+    assert words[words.index("--config") + 1] == name
+    kind = METHODS[words[words.index("--method") + 1] if "--method" in words else "dim"]
+    assert kind.default_steps(make_config(kind.Config, name)) > 0
 
 
 def test_checkpoints_come_without_asking(tmp_path):

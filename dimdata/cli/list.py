@@ -82,9 +82,13 @@ def _methods() -> list[dict[str, Any]]:
 
 
 def _presets() -> list[dict[str, Any]]:
-    from dimdata.distill.config import presets
+    from dimdata.distill.config import about, presets
 
-    return [{"name": name} for name in presets()]
+    rows = []
+    for name in presets():
+        what, command = about(name)
+        rows.append({"name": name, "what it is": what, "command": command})
+    return rows
 
 
 def _students() -> list[dict[str, Any]]:

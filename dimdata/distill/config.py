@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,10 +15,18 @@ from dimdata.spec import Record
 
 PRESETS = Path(__file__).parent / "presets"
 
+_ABOUT = re.compile(r"# ([^\n]+?):(?:\n#)? (dimdata distill [^\n]+)\n")
+
 
 def presets() -> dict[str, Path]:
     """Return the packaged configurations by name."""
     return {path.stem: path for path in sorted(PRESETS.glob("*.toml"))}
+
+
+def about(name: str) -> tuple[str, str]:
+    """Return what a packaged configuration is, and its command: what the comment that it begins with says."""
+    found = _ABOUT.match(presets()[name].read_text(encoding="utf-8"))
+    return (found[1], found[2]) if found else ("", "")
 
 
 def read_settings(source: str | os.PathLike[str]) -> dict[str, Any]:
