@@ -109,6 +109,14 @@ def test_a_stage_adds_the_bytes_of_its_code_alone():
     assert 10 < default.nbytes / (4 * sum(tensor.numel() for tensor in default.network.codes().values())) < 15
 
 
+def test_a_code_beside_the_latent_alone(tmp_path):
+    spec = dataclasses.replace(SPEC, options={**SPEC.options, "condition": "concat"})
+    network = NetworkGenerator(spec, PLAIN).network
+    assert network.codes().keys() == {"mix", "label.weight"}
+    with pytest.raises(FormatError, match="statistics"):
+        NetworkGenerator(dataclasses.replace(SPEC, options={**SPEC.options, "condition": "norm"}), PLAIN)
+
+
 def test_saved_loaded_and_seen_by_stage(tmp_path):
     _, whole = coded()
     folder = artifact.save(whole, tmp_path / "generator")

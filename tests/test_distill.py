@@ -533,6 +533,24 @@ def test_settings():
         parse_setting("lr")
 
 
+def test_another_network_keeps_of_the_options_what_it_has():
+    """Those of the network before are no concern of the one that takes its place."""
+
+    def network(*sources):
+        return make_config(DimConfig, *sources).network
+
+    preset = network("dim-cifar10")
+    assert preset["name"] == "subpixel"
+    assert "width" in preset
+    other = {"name": "pyramid", "widths": [8, 8], "condition": "concat"}
+    assert network("dim-cifar10", {"network": other}) == {**other, "stem": preset["stem"]}
+    assert network("dim-cifar10", {"network": {"name": "subpixel-coded"}}) == {**preset, "name": "subpixel-coded"}
+    assert network("dim-cifar10", {"network": {"width": 9}}) == {**preset, "width": 9}
+    wrong = {"network": {"name": "pyramid", "width": 8}}
+    with pytest.raises(FormatError, match="width"):
+        DiM(make_config(DimConfig, "dim-cifar10", wrong), load_real("digits"), Engine.of("cpu"), 0, 4)
+
+
 @pytest.mark.parametrize("name", presets())
 def test_every_preset_is_for_the_command_that_it_names(name):
     what, command = about(name)

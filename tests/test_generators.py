@@ -270,12 +270,13 @@ def test_bundled_generators_draw_the_same_to_the_bit(name: str) -> None:
     assert torch.equal(generator.draw(latent, index)[0], expected.contiguous())
 
 
-def test_subpixel_is_a_pyramid() -> None:
+@pytest.mark.parametrize("more", [{}, {"condition": "concat"}, {"condition": "norm"}])
+def test_subpixel_is_a_pyramid(more: dict[str, Any]) -> None:
     """With equal weights they draw the same, and equal random states give them equal weights."""
     spec = make_network(image_shape=(3, 32, 32)).spec
     options = [
-        {"name": "subpixel", "width": 24, "mid": 20, "stem": 8},
-        {"name": "pyramid", "widths": [24, 20, 16], "stem": 8},
+        {"name": "subpixel", "width": 24, "mid": 20, "stem": 8, **more},
+        {"name": "pyramid", "widths": [24, 20, 16], "stem": 8, **more},
     ]
     made = []
     for each in options:
@@ -288,6 +289,19 @@ def test_subpixel_is_a_pyramid() -> None:
     latent, label = latents(0, 0, torch.arange(5), spec.latent), torch.arange(5)
     with torch.no_grad():
         assert torch.equal(made[0](latent, label), made[1](latent, label))
+
+
+def test_a_varied_start_varies_alike_in_full_and_separable_convolutions() -> None:
+    spec = make_network(image_shape=(3, 32, 32)).spec
+    label, deviations = torch.zeros(64, dtype=torch.int64), []
+    for convolution in ("full", "separable"):
+        options = {"name": "pyramid", "widths": [48, 32, 16], "stem": 32, "convolution": convolution}
+        with torch.random.fork_rng(), torch.no_grad():
+            torch.manual_seed(3)
+            network = build(dataclasses.replace(spec, options=options)).eval()
+            network.start_varied()
+            deviations.append(float(network(latents(0, 0, torch.arange(64), spec.latent), label).std(0).mean()))
+    assert 2 / 3 < deviations[1] / deviations[0] < 3 / 2, deviations
 
 
 @pytest.mark.parametrize("name", PYRAMIDS)

@@ -94,13 +94,31 @@ def make_config(
             source = source.to_json()
         elif not isinstance(source, Mapping):
             source = read_settings(source)
-        settings = merge(settings, source)
+        settings = merge(_kept(kind, settings, source), source)
     known = {field.name for field in dataclasses.fields(kind)}
     for name in settings:
         place = "" if name in known else _belongs(name, kind, settings)
         if place:
             raise FormatError(f"{where} has an unknown field {name!r:.80}.", place)
     return kind.from_json(merge(kind().to_json(), settings), where)
+
+
+def _kept(kind: type[Record], settings: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is kept of settings beside `over`: of options, where these name another thing, those that it has.
+
+    A field of options says by its metadata `options` in which registry of things with a `Config` its name is.
+    """
+    kept = dict(settings)
+    for field in dataclasses.fields(kind):
+        old, new = settings.get(field.name), over.get(field.name)
+        registry = field.metadata.get("options")
+        if registry is None or not isinstance(old, Mapping) or not isinstance(new, Mapping):
+            continue
+        name = new.get("name", old.get("name"))
+        if name != old.get("name") and name in registry:
+            known = {option.name for option in dataclasses.fields(registry[name].Config)}
+            kept[field.name] = {key: value for key, value in old.items() if key in known}
+    return kept
 
 
 def _belongs(name: str, kind: type[Record], settings: Mapping[str, Any]) -> str:

@@ -26,7 +26,7 @@ from dimdata.distill.pool import POOLS, SPACES, Member, pool_key
 from dimdata.distill.state import pack_module, pack_optimizer, unpack_module, unpack_optimizer
 from dimdata.engine import Engine
 from dimdata.generators.base import Generator, shapes_only
-from dimdata.generators.network import NetworkGenerator, build
+from dimdata.generators.network import ARCHITECTURES, NetworkGenerator, build
 from dimdata.real import Batches, RealData
 from dimdata.recipe import Leg, Recipe
 from dimdata.spec import Record, Spec, require
@@ -99,7 +99,9 @@ class DimConfig(Record):
         recipe: How students are trained on the result.
     """
 
-    network: Mapping[str, Any] = field(default_factory=lambda: {"name": "subpixel"})
+    network: Mapping[str, Any] = field(
+        default_factory=lambda: {"name": "subpixel"}, metadata={"options": ARCHITECTURES}
+    )
     latent: int = 64
     start: Literal["grey", "mean", "varied"] = "varied"
     calm: int = 500

@@ -22,7 +22,7 @@ from dimdata.generators.network import ARCHITECTURES, Architecture, build
 from dimdata.generators.pyramid import SubpixelConfig, SubpixelNet
 from dimdata.generators.staged import NetworkStages
 from dimdata.recipe import Recipe
-from dimdata.spec import Spec
+from dimdata.spec import Spec, require
 
 
 class CodedArchitecture(Architecture):
@@ -67,6 +67,7 @@ class CodedSubpixelNet(CodedArchitecture, SubpixelNet):
     Config = SubpixelConfig
 
     def __init__(self, config: SubpixelConfig, spec: Spec) -> None:
+        require(config.condition != "norm", "generator.options.condition is norm, whose statistics stages would move.")
         super().__init__(config, spec)
         self.num_classes = spec.num_classes
         self.mix = nn.Parameter(torch.eye(spec.latent)[None])

@@ -129,7 +129,8 @@ class PyramidNet(Architecture):
         """Draw weights that keep the variance (He et al., ICCV 2015); see `Architecture.start_varied`."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
-                followed = module is not self.project and module is not self.image  # by a ReLU
+                depthwise = isinstance(module, nn.Conv2d) and module.groups > 1
+                followed = not depthwise and module is not self.project and module is not self.image  # by a ReLU
                 deviation = math.sqrt((2 if followed else 1) / module.weight[0].numel())
                 nn.init.normal_(module.weight, std=deviation)
                 if module.bias is not None:
@@ -158,17 +159,19 @@ class PyramidNet(Architecture):
 
 @dataclass(frozen=True, kw_only=True)
 class SubpixelConfig(Record):
-    """Width of the subpixel network.
+    """What a subpixel network is built of.
 
     Attributes:
         width: Channels at the lowest resolution.
         mid: Channels after the first doubling; later ones have a third of it, 16 at least.
         stem: Channels that the latent is projected to.
+        condition: Where the label enters; see `PyramidConfig`.
     """
 
     width: int = 64
     mid: int = 48
     stem: int = 32
+    condition: Literal["affine", "norm", "concat"] = "affine"
 
     def check(self) -> None:
         """Refuse values out of range; see `Record.check`."""
@@ -191,4 +194,4 @@ class SubpixelNet(PyramidNet):
         widths = [config.width, config.mid]
         while len(widths) <= doublings:
             widths.append(max(16, widths[-1] // 3))
-        super().__init__(PyramidConfig(widths=tuple(widths), stem=config.stem), spec)
+        super().__init__(PyramidConfig(widths=tuple(widths), stem=config.stem, condition=config.condition), spec)
