@@ -156,6 +156,15 @@ def test_list_names_what_is_bundled(run):
         assert (row["IPC 10"] == "-") == (stored is not None)
 
 
+@pytest.mark.parametrize(
+    ("words", "told"), [(["mnist"], True), (["mnist", "--config", "dim-mnist"], False), (["svhn"], False)]
+)
+def test_distilling_without_a_configuration_says_which_one_there_is(run, words, told):
+    result = run("distill", *words, "--size", 8)  # which ends before anything is downloaded
+    assert result.code == 2
+    assert ("--config dim-mnist" in result.err) == told
+
+
 def test_list_of_everything_else(run):
     found = json.loads(run("list", "--methods", "--students", "--datasets", "--presets", "--json").out)
     assert set(found) == {"methods", "students", "datasets", "presets"}

@@ -17,7 +17,7 @@ from dimdata.distill.config import about, make_config, merge, parse_setting, pre
 from dimdata.distill.dim import DiM, DimConfig
 from dimdata.distill.method import METHODS, Phase
 from dimdata.distill.plan import Plan
-from dimdata.distill.run import Run, distill
+from dimdata.distill.run import Run, compiling, distill
 from dimdata.engine import Engine
 from dimdata.errors import ArgumentError, DeviceError, FormatError, NotFoundError, RunError, WorldError
 from dimdata.evaluate import evaluate
@@ -223,6 +223,59 @@ def test_minutes_include_compiling_and_measuring(tmp_path, monkeypatch):
     assert spent > 100
     assert ticking.seconds == spent
     assert ticking.plan.steps == ticking.method.steps == 600 - spent
+
+
+def test_time_is_measured_for_two_seconds_at_least(tmp_path, monkeypatch):
+    """A device whose steps are short is timed by many: its first ones are not as fast as the others."""
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+
+    class Ticking(DiM):
+        def phases(self):
+            def step(number):
+                clock[0] += 0.02 if number < 20 else 0.005
+                return {}
+
+            return (Phase("gan", self.steps, step, 1),)
+
+    config, real = make_config(DimConfig, TINY), load_real("digits")
+    plan = Plan(method="dim", data=real.name, fingerprint=real.fingerprint, config=config.to_json(), seed=0, steps=10)
+    events = []
+    ticking = Run(tmp_path / "run", plan, Ticking(config, real, Engine.of(*PLAIN.values()), 0, 10), events.append, "")
+    ticking.plan_minutes(10.0, 0)
+    assert clock[0] > 2
+    assert ticking.costs["gan"] == pytest.approx(0.005, rel=0.2)
+    assert events == [{"phase": "gan", "note": "Timing a few steps of the phase gan ..."}]
+
+
+def test_what_a_short_run_would_not_win_back_is_not_compiled():
+    assert compiling("auto", 5.0, None) == compiling("auto", None, 60) == "off"
+    assert compiling("auto", 10.0, None) == compiling("auto", None, 100) == compiling("auto", None, None) == "auto"
+    assert compiling("on", 1.0, 1) == "on"
+
+
+def test_time_left_is_told_once_all_networks_of_the_pool_had_a_turn(tmp_path, monkeypatch):
+    """Each is compiled at its first turn, which says nothing of the others."""
+    monkeypatch.setattr(sys.modules["dimdata.distill.run"], "LOG_SECONDS", 0.0)
+    events = []
+    run(tmp_path / "run", steps=100, progress=events.append)
+    config = make_config(DimConfig, TINY)
+    periods = {"gan": config.flatness_every, "match": 8}
+    for name, period in periods.items():
+        told = ["eta_seconds" in event for event in events if event["phase"] == name]
+        assert told == [False] * period + [True] * (len(told) - period)
+
+
+def test_images_that_are_all_alike_are_told(tmp_path, caplog):
+    config, real, engine = make_config(DimConfig, TINY), load_real("digits"), Engine.of(*PLAIN.values())
+    assert not DiM(config, real, engine, 0, 10).ailing(), "a varied start varies"
+    grey = make_config(DimConfig, {**TINY, "start": "grey"})
+    assert "all but alike" in DiM(grey, real, engine, 0, 10).ailing()
+    settings = {**TINY, "start": "grey", "lr": 1e-9}
+    run(tmp_path / "run", settings=settings, steps=20)
+    told = [record.getMessage() for record in caplog.records if "all but alike" in record.getMessage()]
+    assert len(told) == 1, "once, not at each grid"
+    assert told[0].startswith("At step 2 ")
 
 
 def test_images_whose_use_was_kept_from_another_run_are_not_counted_again(tmp_path):
@@ -577,7 +630,7 @@ def test_a_first_step_that_compiles_tells_neither_rate_nor_time(tmp_path, monkey
     events = []
     run(tmp_path / "run", steps=6, progress=events.append)
     by_phase = [[event for event in events if event["phase"] == phase] for phase in ("gan", "match")]
-    for first, *others in by_phase:
-        assert "eta_seconds" not in first
-        assert "images_per_second" not in first
-        assert all(event["eta_seconds"] >= 0 and event["images_per_second"] > 0 for event in others)
+    for *first, last in by_phase:  # fewer than a period of either phase
+        assert not any("eta_seconds" in event or "images_per_second" in event for event in first)
+        assert last["eta_seconds"] >= 0
+        assert last["images_per_second"] > 0

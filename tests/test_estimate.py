@@ -264,6 +264,20 @@ def test_a_long_first_step_is_not_repeated_unless_compiling_may_be_much_of_it(co
     assert len(steps) == taken
 
 
+@pytest.mark.parametrize("own", [0.3, 40.0])
+def test_compiling_the_networks_of_a_pool_one_after_another_is_no_part_of_a_step(own, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+
+    def step(number):
+        clock[0] += own + (60.0 if number < 4 else 0.0)
+        return {}
+
+    phase = Phase("match", 1000, step, 1, period=8)
+    found = _seconds(phase, dataclasses.replace(CPU, compiled=True))
+    assert found == pytest.approx(own if own < 1 else own + 30), "a step of minutes is not repeated for that"
+
+
 def test_stages_alike_are_timed_once(real):
     timed = []
     found = estimate(make("pdd", real), on_phase=timed.append)

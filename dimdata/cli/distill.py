@@ -88,7 +88,7 @@ def run(
     Example: dimdata distill digits --minutes 1 -o runs/digits
     """
     from dimdata.artifact import read_config
-    from dimdata.distill.config import merge, parse_setting
+    from dimdata.distill.config import merge, parse_setting, presets
     from dimdata.distill.plan import existing
     from dimdata.distill.run import check_budget, distill
     from dimdata.distill.tensorboard import TensorBoard, require_tensorboard
@@ -104,6 +104,8 @@ def run(
     given: dict[str, Any] = {name: value for name, value in (("base", base), ("stages", stages)) if value is not None}
     for text in settings or ():
         given = merge(given, parse_setting(text))
+    if config is None and not resume and f"{method}-{data}" in presets():
+        output.note(f"hint: --config {method}-{data} has settings made for this data; `dimdata list --presets` tells.")
     real = load_real(data, root=root, test=test, size=size)
     folder = out or Path("runs") / f"{method}-{Path(data).stem.lower()}"
     if dry_run:
@@ -207,7 +209,7 @@ def _plan(
     from dimdata.distill.config import make_config
     from dimdata.distill.estimate import estimate
     from dimdata.distill.method import METHODS
-    from dimdata.distill.run import COMPILE_FROM_MINUTES
+    from dimdata.distill.run import compiling
     from dimdata.engine import Engine
     from dimdata.files import free_bytes
     from dimdata.report import size
@@ -215,9 +217,7 @@ def _plan(
     kind = METHODS[method]
     chosen = kind.resolve(make_config(kind.Config, config, given))
     device, precision, compile = compute
-    if compile == "auto" and minutes is not None and minutes < COMPILE_FROM_MINUTES:
-        compile = "off"  # as the run would have it
-    engine = Engine.of(device, precision, compile)
+    engine = Engine.of(device, precision, compiling(compile, minutes, steps))
     total = steps or kind.budget(chosen, real)
     made = kind(chosen, real, engine, seed, total)
     generator = made.outline()

@@ -138,7 +138,7 @@ def progress() -> Iterator[Report]:
 
     Yields:
         A function of events {"phase", "step", "steps", "images_per_second", "eta_seconds", "losses"}. An event without
-        "steps", such as a probe, is shown as a line of its own.
+        "steps", such as a probe or a "note", is shown as a line of its own.
     """
     if not sys.stderr.isatty():
         yield _lines()
@@ -189,6 +189,8 @@ def _lines() -> Report:
 
 
 def _sentence(event: Mapping[str, Any]) -> str:
+    if "note" in event:
+        return str(event["note"])
     values = [f"{name.replace('_', ' ')} {value}" for name, value in event.items() if name not in ("phase", "step")]
     return f"{event['phase']} at step {event.get('step', '?')}: {', '.join(values)}"
 

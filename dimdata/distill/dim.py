@@ -34,6 +34,9 @@ from dimdata.students.augment import parse
 from dimdata.students.own import user_student
 from dimdata.students.source import InitLaw, NetworkSource
 
+ALIKE = 0.1  # of the variety of real images; healthy runs have more than half of it when the calm start is over
+_LOOKED_AT = 16  # images of a class, and classes, to tell
+
 _TEACHING = latents.stream("pool.teaching")
 
 
@@ -176,6 +179,11 @@ def moments(real: Tensor, fake: Tensor) -> Tensor:
 
     distance = (fake.mean(0) - real.mean(0)).square() + (deviation(fake) - deviation(real)).square()
     return distance.mean()
+
+
+def variety(images: Tensor) -> float:
+    """Return the deviation of a pixel over images `[B, C, H, W]` of one class, averaged over pixels."""
+    return float(images.std(0).mean())
 
 
 def _epoch(real: RealData, batch_size: int) -> int:
@@ -452,6 +460,25 @@ class DiM(Method):
             key = latents.fold(_TEACHING, self.seed, turn)
             loss = member.train(self.pool_augment(self.pool.prepare(images), key), labels)
         return loss
+
+    def ailing(self) -> str:
+        """Tell of images that are all but alike, which a critic that wins too early leaves behind."""
+        split, generator = self.real.train, self.generator().to(self.engine.device)
+        shares = []
+        for label in range(min(self.real.num_classes, _LOOKED_AT)):
+            real = split.images[split.labels == label][:_LOOKED_AT].to(torch.float32) / 255
+            index = torch.arange(len(real), device=generator.device) * self.real.num_classes + label
+            with torch.no_grad():
+                drawn, _ = generator.draw(latents.latents(0, 0, index, self.spec.latent), index)
+            if len(real) > 1:
+                shares.append(variety(drawn) / max(variety(real), 1e-6))
+        share = sum(shares) / len(shares) if shares else 1.0
+        if share >= ALIKE:
+            return ""
+        return (
+            f"the images of a class are all but alike ({share:.1%} of the variety of real ones): look at the grids, "
+            "and if that stays, begin again with another --seed or a longer calm start (--set calm=2000)."
+        )
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return networks, averages, optimisers and pool."""

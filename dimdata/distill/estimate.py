@@ -19,7 +19,7 @@ PLANNED_STEPS = 10_000  # from which the shares of the phases are told
 TIMED_SECONDS = 3.0  # of each phase, at least one step
 TIMED_STEPS = 12  # at most
 LONG_SECONDS = 10.0  # a first step of more is not repeated, unless it may have been compiled on the way
-LONGEST_SECONDS = 120.0  # nor is one of more then, of which compiling is a small part
+LONGEST_SECONDS = 120.0  # nor is one of more then, unless its last step shows that compiling took most of it
 
 
 @dataclass(frozen=True)
@@ -182,10 +182,15 @@ def _seconds(phase: Phase, engine: Engine) -> float:
         _wait(losses)
         return share
 
-    begun = time.perf_counter()
-    share = sum(take() for _ in range(phase.period))
-    spent = time.perf_counter() - begun
-    if spent > (LONGEST_SECONDS if engine.compiled else LONG_SECONDS):
+    begun = last = time.perf_counter()
+    share = 0.0
+    for _ in range(phase.period):
+        last = time.perf_counter()
+        share += take()
+    spent, last = time.perf_counter() - begun, time.perf_counter() - last
+    # A step that was compiled before it, in the same period, is as long as it will be.
+    compiled = engine.compiled and phase.period > 1 and last < LONG_SECONDS
+    if spent > (LONGEST_SECONDS if engine.compiled else LONG_SECONDS) and not compiled:
         return spent / share
     share, taken = 0.0, 0
     begun = time.perf_counter()

@@ -166,6 +166,10 @@ class Method(ABC):
         """Return a phase as it is known when its first step is about to be taken; asked for just before."""
         return phase
 
+    def ailing(self) -> str:
+        """Return what looks wrong with the images, and what to do about it; empty = nothing does."""
+        return ""
+
     def images_beside(self) -> int:
         """Return the real images consumed beside those that the steps of the phases tell."""
         return 0

@@ -41,7 +41,9 @@ WARM_UP_STEPS = 3
 TIMED_STEPS = 12
 LOG_SECONDS = 2.0
 CHECKPOINT_SECONDS = 60.0
+TIMED_SECONDS = 2.0  # at least, or a hundredth of the budget: a device that was idle is not at its full clock at once
 COMPILE_FROM_MINUTES = 10.0  # below, compiling would take a good part of the budget
+COMPILE_FROM_STEPS = 100  # likewise; a step of some methods is long
 GRIDS = 10
 EARLY = 0.02  # share of a phase's steps that say little of the others
 
@@ -79,13 +81,14 @@ def distill(
         seed: Equal seeds give equal generators on an equal CPU; kernels of a GPU may add up in another order.
         device: See `Engine.of`.
         precision: See `Engine.of`.
-        compile: See `Engine.of`; `auto` is off where `minutes` is below 10.
+        compile: See `Engine.of`; `auto` is off where `minutes` is below 10, or `steps` below 100.
         resume: Go on with the run in `out`.
         root: Where real datasets are stored.
         probes: Score a student on held-out training images that many times on the way.
         progress: Called with {phase, step, steps, images_per_second, eta_seconds, losses} every two seconds; without
-            the two where they are not known: after a first step that took longer than that, since it compiled, and
-            `eta_seconds` as long as it depends on a phase of another kind that has not begun.
+            the two where they are not known: while the first steps are compiled, and `eta_seconds` as long as it
+            depends on a phase of another kind that has not begun. Before what takes long and is no step, with {phase,
+            note}: a sentence.
         command: What makes the generator once more, for its provenance, which others read.
 
     Returns:
@@ -104,9 +107,8 @@ def distill(
     old = existing(folder, resume)
     kept = old.minutes if old and steps is None else None  # the time budget of the run that goes on
     budget = minutes if minutes is not None else kept
-    if compile == "auto" and budget is not None and budget < COMPILE_FROM_MINUTES:
-        compile = "off"
-    engine = Engine.of(device, precision, compile)
+    of_steps = steps or (old.steps if old and old.minutes is None else None)
+    engine = Engine.of(device, precision, compiling(compile, budget, of_steps))
     real = load_real(data, root=root)
     if probes:
         real = validation_split(real)
@@ -131,6 +133,14 @@ def distill(
     if old and done:
         run.change_budget(old.steps, done)
     return run.go(done)
+
+
+def compiling(asked: str, minutes: float | None, steps: int | None) -> str:
+    """Return whether a run of a budget compiles, as `Engine.of` is told: `auto` is off where it would not pay."""
+    short = (minutes is not None and minutes < COMPILE_FROM_MINUTES) or (
+        steps is not None and steps < COMPILE_FROM_STEPS
+    )
+    return "off" if asked == "auto" and short else asked
 
 
 def check_budget(minutes: float | None, steps: int | None, probes: int) -> None:
@@ -170,7 +180,7 @@ class Run:
         self.images: dict[str, int] = {}  # real images of a step of each phase, as it was when the phase began
         self.costs: dict[str, float] = {}  # seconds of a step of each phase, once it is measured
         self.history: list[str] = []  # what the command alone would not repeat
-        self.stop = False
+        self.stop = self.warned = False
 
     # --- what lies in the folder -------------------------------------------------------------------------------
 
@@ -276,16 +286,20 @@ class Run:
             if phase.like in costs:
                 costs[phase.name] = costs[phase.like]
                 continue
+            first = "Compiling, then timing" if self.method.engine.compiled else "Timing"
+            self.progress({"phase": phase.name, "note": f"{first} a few steps of the phase {phase.name} ..."})
             warm_up = max(WARM_UP_STEPS, phase.period)  # every function that is compiled is so by then
             timed = math.ceil(TIMED_STEPS / phase.period) * phase.period
             for step in range(warm_up):
                 losses, _ = _take(phase, step)
             _synchronize(losses)
-            start, shares = time.perf_counter(), 0.0
-            for step in range(timed):
-                losses, share = _take(phase, warm_up + step)
-                shares += share
-            _synchronize(losses)
+            start, shares, taken_so_far = time.perf_counter(), 0.0, warm_up
+            while not shares or time.perf_counter() - start < min(TIMED_SECONDS, 0.6 * minutes):
+                for step in range(taken_so_far, taken_so_far + timed):
+                    losses, share = _take(phase, step)
+                    shares += share
+                taken_so_far += timed
+                _synchronize(losses)
             costs[phase.name] = (time.perf_counter() - start) / shares
         self.method.load_state_dict(before)
         self.seconds += time.perf_counter() - begun
@@ -361,6 +375,9 @@ class Run:
         if not begin:
             phase = self.method.enter(phase)
             self.ready[phase.name], self.images[phase.name] = phase.ready, phase.images
+        if self.method.engine.compiled and phase.like not in self.costs:
+            note = f"Compiling: the first steps of the phase {phase.name} take longest ..."
+            self.progress({"phase": phase.name, "note": note})
         for step in range(begin, phase.steps):
             losses = phase.step(step)
             self.taken[phase.name] = self.taken.get(phase.name, 0) + 1
@@ -381,7 +398,8 @@ class Run:
                     "seconds": round(self.seconds, 1),
                     "losses": values,
                 }
-                if step > begin or step + 1 == phase.steps:  # the first step compiles, and says nothing of the others
+                # The first steps compile, one for each network of a pool, and say nothing of the others.
+                if step - begin >= phase.period or step + 1 == phase.steps:
                     event["images_per_second"] = round(rate * phase.images, 1)
                     left = self._seconds_left(phase, phase.steps - step - 1, rate, later)
                     event |= {} if left is None else {"eta_seconds": round(left, 1)}
@@ -398,6 +416,7 @@ class Run:
             now = time.perf_counter()
             if done in marks:
                 self._grid(done)
+                self._warn(done)
             if done in probes:
                 self._probe(done)
             if checked and now - saved >= CHECKPOINT_SECONDS:  # only what is known to be finite is kept
@@ -419,6 +438,13 @@ class Run:
         except FormatError as error:  # also where values are finite, and too large to be stored
             raise RunError(f"The generator draws values that are not finite at step {done}.", self._calmer()) from error
         write_atomic(path, picture)
+
+    def _warn(self, done: int) -> None:
+        """Tell what looks wrong with the images, once in a sitting."""
+        wrong = "" if self.warned else self.method.ailing()
+        if wrong:
+            self.warned = True
+            log.warning("At step %s %s", f"{done:,}", wrong)
 
     def _check_finite(self, values: Mapping[str, float], done: int) -> None:
         broken = [name for name, value in values.items() if not math.isfinite(value)]

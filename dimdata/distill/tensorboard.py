@@ -64,6 +64,8 @@ class TensorBoard:
         Raises:
             WorldError: If the run's folder cannot be read or written.
         """
+        if "note" in event:  # nothing of it is in the folder
+            return
         try:
             if self._writer is None:
                 self._open(event)

@@ -24,7 +24,7 @@ from dimdata import artifact
 from dimdata.distill.config import make_config, merge, parse_setting
 from dimdata.distill.dim import DiM, DimConfig
 from dimdata.distill.plan import Plan, compare
-from dimdata.distill.run import COMPILE_FROM_MINUTES, Run
+from dimdata.distill.run import Run, compiling
 from dimdata.engine import Engine, keep_freed_memory
 from dimdata.errors import INTERRUPTED, DimdataError, RunError
 from dimdata.evaluate import evaluate
@@ -235,8 +235,7 @@ def main() -> None:
     arguments = parser.parse_args()
     keep_freed_memory()
     arguments.epochs = arguments.epochs or (40 if arguments.toy else 1000)
-    short = arguments.compile == "auto" and arguments.minutes < COMPILE_FROM_MINUTES
-    engine = Engine.of(arguments.device, arguments.precision, "off" if short else arguments.compile)
+    engine = Engine.of(arguments.device, arguments.precision, compiling(arguments.compile, arguments.minutes, None))
     real = load_real(arguments.data, root=arguments.root)
     ours = arguments.ours or ("dim-mnist" if arguments.toy else f"dim-{real.name}")
     arguments.recipe = arguments.recipe or ours
