@@ -25,7 +25,7 @@ from dimdata.real import RealData
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 GPU = tuple(name for name in presets() if name.endswith("-gpu"))
 SMALL = {
-    "network": {"width": 8, "mid": 8, "stem": 4},
+    "network": {"name": "subpixel", "width": 8, "mid": 8, "stem": 4},
     "critic": 4,
     "batch_size": 20,
     "match_batch_size": 20,
@@ -64,7 +64,7 @@ class Copies(TorchDispatchMode):
 @pytest.mark.parametrize("name", ["dim-cifar10", "paper", *GPU])
 def test_no_step_asks_the_device_for_a_value(name):
     """Tensors of the meta device have no values: whatever waits for one fails, as it would stall a GPU."""
-    small = SMALL | {"network": {"width": 8}, "pool_batches": 1}
+    small = SMALL | {"pool_batches": 1}
     config = make_config(DimConfig, name, small)
     method = DiM(config, colour(100 if "100" in name else 10), Engine(torch.device("meta")), 0, 1000)
     for phase in method.phases():
@@ -93,21 +93,24 @@ def test_a_step_that_asks_the_device_for_a_value_would_be_noticed():
 
 @pytest.mark.parametrize("name", GPU)
 def test_presets_for_gpus_run(name, tmp_path):
+    """With their own network, only narrower, and a pool of two families like theirs, of which some are replaced."""
     classes = 100 if "100" in name else 10
+    own = dict(make_config(DimConfig, name).network) | {"widths": [8, 8, 8], "stem": 4}
+    small = SMALL | {"network": own, "pool": ["convnet1-w8", "resnet10-w16"] * 2, "pool_age": 1}
     seen = []
     folder = distill(
         colour(classes),
         out=tmp_path / "run",
         config=name,
-        settings=SMALL,
-        steps=20,
+        settings=small,
+        steps=40,
         device="cpu",
         precision="bf16",
         compile="off",
         progress=lambda event: seen.append(event["phase"]),
     )
     made = artifact.read_config(folder)
-    assert made.provenance["phases"] == {"gan": 16, "match": 4}
+    assert made.provenance["phases"] == {"gan": 32, "match": 8}
     assert {"gan", "match"} <= set(seen)
     assert made.generator.num_classes == classes
     assert artifact.load(folder).sample([0, classes - 1])[0].isfinite().all()
