@@ -58,7 +58,7 @@ class DimConfig(Record):
             falls from `calm_flatness` to `flatness`, and `calm_anchor` to nothing. Without it, the critic of some seeds
             wins outright before the images of a class begin to differ, and the generator learns nothing for hundreds
             of steps, or for ever.
-        calm_flatness: The penalty's weight in the first of these steps, unless `flatness` is greater.
+        calm_flatness: The penalty's weight in the first of these steps, unless `flatness` is greater, or nothing.
         calm_anchor: Weight, in the first of these steps, of the squared distance of the generated batch's mean and
             deviation from the real one's, pixel by pixel, averaged over pixels and channels.
         storage: Type of the stored weights.

@@ -191,7 +191,7 @@ class _Place(Member):
         return self.place + self.births * self.size
 
     def limit(self) -> int:
-        """Turns this network lives; first lives are shorter the lower the place, so that ages stay staggered."""
+        """Turns this network lives; first lives are shorter the lower the place, which staggers the ages afterwards."""
         cap = self.pool.age
         return cap if self.births else max(1, cap * (self.place + 1) // self.size)
 
@@ -206,9 +206,10 @@ class _Place(Member):
 
 @POOLS.register("staggered")
 class StaggeredPool(Pool):
-    """Networks of staggered age and several families, one for each source; each step belongs to one of them in turn.
+    """Networks of several families, one for each source, in time of staggered age; each step belongs to one in turn.
 
-    Keeping several alive shows the generator networks of every age at once; see `FreshPool` for the published way.
+    All are born untrained. Once the first of them have been replaced, the generator meets networks of every age at
+    once; a phase of fewer turns than that meets all of them young. See `FreshPool` for the published way.
     """
 
     def begin(self) -> None:

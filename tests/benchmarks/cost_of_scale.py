@@ -1,7 +1,7 @@
 """What does scale buy? Accuracy against minutes of distillation, and against the bytes of the generator.
 
     python tests/benchmarks/cost_of_scale.py --real cifar10 --out scale.jsonl --plot scale.png
-    python tests/benchmarks/cost_of_scale.py --marks 5,10 --only as-bundled --out scale.jsonl
+    python tests/benchmarks/cost_of_scale.py --marks 5,10 --only "0.6 MB" --out scale.jsonl
 
 One generator is distilled for each of `--marks` minutes, on a schedule of that length, with the configuration as it
 is; and one of each width of `cost_of_scale.toml` for `--minutes`. Accuracy is that of a student at IPC 10 on a tenth of

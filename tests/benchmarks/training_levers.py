@@ -1,13 +1,15 @@
 """What does each lever of DiM's training do? Every variant against one base, distilled for equal time.
 
     python tests/benchmarks/training_levers.py --real cifar10 --seeds 3 --out levers-of-training.jsonl --plot levers.png
-    python tests/benchmarks/training_levers.py --only as-it-is --only no-average --minutes 5 --out some.jsonl
+    python tests/benchmarks/training_levers.py --set network.condition=concat --only as-it-is --only one-network \\
+        --out some.jsonl
 
-`training_levers.toml` holds the variants: the average of the weights, differentiable augmentation, projection
-conditioning, lazy regularisation, the matching loss, the pool's size and refresh, and the share of time that matching
-gets. The base is the configuration as it is. The effect is the mean difference of accuracies at equal seeds, with its
-deviation. Time is equal, not steps: a lever that costs time takes fewer. Accuracy is that of a student at IPC 10 on a
-tenth of the training images set aside, never the test images; see `trials.py`.
+`training_levers.toml` holds the variants, made for runs of about eight minutes: the average of the weights,
+differentiable augmentation, projection conditioning, lazy regularisation, the matching loss, the pool's size and
+refresh, and the share of time that matching gets. The base is the configuration as it is, with what `--set` changes for
+all. The effect is the mean difference of accuracies at equal seeds, with its deviation. Time is equal, not steps: a
+lever that costs time takes fewer. Accuracy is that of a student at IPC 10 on a tenth of the training images set aside,
+never the test images; see `trials.py`.
 """
 
 from pathlib import Path
