@@ -216,6 +216,8 @@ def test_phases_of_fixed_length_come_off_the_time_first():
     assert steps_within(1e-9, (match, polish), costs) == 2, "one of each"
     assert steps_within(84 / 60, phases, costs) == 42
     assert steps_within(1.0, phases, costs, spent=90.0, taken={"experts": 40, "match": 9, "polish": 1}) == 50
+    # 300 seconds that begin after 400 matching steps in 400: the others in their shares of 600, 450 and 150, take 500
+    assert steps_within(15.0, (match, polish), costs, spent=400.0, taken={"match": 400}) == 600
     words = r"All of experts and a step of match, polish take about 1\.4 minutes, and 1\.3 were given"
     with pytest.raises(ArgumentError, match=words) as caught:
         steps_within(1.3, phases, costs)

@@ -154,10 +154,11 @@ def steps_within(
             f"Give {_rounded_up(least / 60)} minutes or more.",
         )
     cost = sum(costs[phase.name] * phase.steps for phase in others) / sum(phase.steps for phase in others)
-    more = int((minutes * 60 - spent - before) / max(cost, 1e-9))
-    done = sum(taken.values())
-    fitting = done + sum(max(0, phase.steps - taken[phase.name]) for phase in fixed) + more
-    return max(done, sum(phase.steps for phase in fixed) + len(others), fitting)
+    # As if all of the others' steps were still to be taken, in a time that is longer by what those taken would need.
+    back = sum(costs[phase.name] * taken[phase.name] for phase in others)
+    fitting = int((minutes * 60 - spent - before + back) / max(cost, 1e-9))
+    least_of_all = sum(phase.steps for phase in fixed) + len(others)
+    return max(sum(taken.values()), least_of_all, sum(phase.steps for phase in fixed) + fitting)
 
 
 def _names(phases: Sequence[Phase]) -> str:

@@ -31,6 +31,7 @@ from dimdata.files import shareable, world_error, write_atomic
 from dimdata.hub.readme import save_with_card
 from dimdata.real import RealData, load_real, validation_split
 from dimdata.spec import Record
+from dimdata.students.compiling import room_for_shapes
 from dimdata.students.train import accuracy, train
 
 Progress = Callable[[dict[str, Any]], None]
@@ -126,13 +127,14 @@ def distill(
         compare(old, plan)
     run = Run(folder, plan, kind(chosen, real, engine, seed, plan.steps), progress, command)
     done = run.restore() if old else 0
-    if minutes is not None and minutes != kept:
-        run.plan_minutes(minutes, done)
-    elif done > plan.steps:
-        raise RunError(f"The run has taken {done} steps, more than the {plan.steps} asked for.", "Ask for more.")
-    if old and done:
-        run.change_budget(old.steps, done)
-    return run.go(done)
+    with room_for_shapes(engine):  # each network of a pool is compiled by itself
+        if minutes is not None and minutes != kept:
+            run.plan_minutes(minutes, done)
+        elif done > plan.steps:
+            raise RunError(f"The run has taken {done} steps, more than the {plan.steps} asked for.", "Ask for more.")
+        if old and done:
+            run.change_budget(old.steps, done)
+        return run.go(done)
 
 
 def compiling(asked: str, minutes: float | None, steps: int | None) -> str:
