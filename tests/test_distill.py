@@ -553,13 +553,51 @@ def test_pool_ages_are_staggered_and_networks_are_born_again():
     method = DiM(make_config(DimConfig, TINY), load_real("digits"), Engine.of("cpu", "fp32", "off"), 0, 100)
     first = {m.place: next(m.network.parameters()).clone() for m in method.pool.members}
     phase = method.phases()[1]
-    assert [m.limit() for m in method.pool.members] == [5, 10]
+    assert [method.pool.limit(m) for m in method.pool.members] == [5, 10]
     for step in range(12):
         phase.step(step)
     young, old = method.pool.members
     assert (young.births, young.age) == (1, 1)
     assert (old.births, old.age) == (0, 6)
     assert not torch.equal(next(young.network.parameters()), first[0])
+
+
+def test_a_grown_pool_has_its_ages_from_the_start(monkeypatch):
+    settings = {**TINY, "pool": ["convnet1-w8"] * 4, "pool_policy": "grown", "match_share": 0.5, "pool_age": 6}
+
+    def made(steps, **changes):
+        return DiM(make_config(DimConfig, {**settings, **changes}), load_real("digits"), Engine.of(*PLAIN.values()), 0, steps)
+
+    def ages(method, steps):
+        (*_, phase) = method.phases()
+        found = []
+        for step in range(steps):
+            phase.step(step)
+            found.append([member.age for member in method.pool.members])
+        return found
+
+    method = made(80)  # of which each place has ten
+    assert method.images_beside() == 0
+    found = ages(method, 12)
+    assert found[3] == [1, 1 + 1, 1 + 3, 1 + 4], "the first four steps are the first turns"
+    assert found[7] == [2, 3, 5, 6]
+    assert found[11] == [3, 4, 6, 1], "the oldest was replaced, and is not trained beforehand again"
+    assert method.images_beside() == (1 + 3 + 4) * 20
+    short = made(16)  # of which each place has two: no age is greater
+    assert ages(short, 4)[-1] == [1, 1, 2, 2]
+    untrained, grown = made(80, pool_policy="staggered"), made(80)
+    ages(untrained, 4), ages(grown, 4)
+    same = [
+        torch.equal(next(a.network.parameters()), next(b.network.parameters()))
+        for a, b in zip(untrained.pool.members, grown.pool.members, strict=True)
+    ]
+    assert same == [True, False, False, False]
+    again = made(80)
+    again.load_state_dict({name: tensor.clone() for name, tensor in grown.state_dict().items()})
+    (*_, one), (*_, other) = grown.phases(), again.phases()
+    for step in range(4, 12):
+        assert {k: float(v) for k, v in one.step(step).items()} == {k: float(v) for k, v in other.step(step).items()}
+    assert again.images_beside() == (1 + 3 + 4) * 20
 
 
 def test_another_matching_loss_is_one_function(tmp_path):
@@ -601,7 +639,7 @@ def test_another_network_keeps_of_the_options_what_it_has():
     assert network("dim-cifar10", {"network": {"width": 9}}) == {**preset, "width": 9}
     wrong = {"network": {"name": "pyramid", "width": 8}}
     with pytest.raises(FormatError, match="width"):
-        DiM(make_config(DimConfig, "dim-cifar10", wrong), load_real("digits"), Engine.of("cpu"), 0, 4)
+        DiM(make_config(DimConfig, "dim-cifar10", wrong), load_real("digits"), Engine.of(*PLAIN.values()), 0, 4)
 
 
 @pytest.mark.parametrize("name", presets())

@@ -38,6 +38,7 @@ ALIKE = 0.1  # of the variety of real images; healthy runs have more than half o
 _LOOKED_AT = 16  # images of a class, and classes, to tell
 
 _TEACHING = latents.stream("pool.teaching")
+_GROWING = latents.stream("pool.growing")
 
 
 def _default_recipe() -> Recipe:
@@ -91,7 +92,8 @@ class DimConfig(Record):
         match_augment_alike: Whether all images of a batch are augmented alike, not only the two of a pair.
         augment_space: Where images of the pool are augmented: in [0, 1] (`unit`), or `normalized` as students' are.
         pool: The networks of the pool: names of students, or `package.module:factory`, which is imported.
-        pool_policy: How they are kept: `staggered` (several at a time) or `fresh` (one at a time); see `pool`.
+        pool_policy: How they are kept: `staggered` (several at a time), `grown` (the same, of different ages from the
+            start) or `fresh` (one at a time); see `pool`.
         pool_lr: Their learning rate.
         pool_age: Turns of its own after which one is replaced; 0 means as many as an epoch of the second phase has
             steps.
@@ -443,13 +445,29 @@ class DiM(Method):
     def _matching(self, step: int, real: Tensor, fake: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Train the network of the pool whose turn it is, then compare both batches through it."""
         assert self.pool is not None
+        self.pool.span = max(1, round(self.steps * self._match_share()) // self.pool.period)
         member = self.pool.member(step)
+        self._grow(member, step)
         key = pool_key(self.seed, step)
         alike = torch.zeros_like(labels) if self.config.match_augment_alike else None
         seen = self.match_augment(self.pool.prepare(real), key, alike)
         taught = self._teach(member, step) if self.config.pool_batches else member.train(seen, labels)
         shown = self.match_augment(self.pool.prepare(fake), key, alike)
         return {"pool": taught, "match": member.match(seen, shown, labels)}
+
+    def _grow(self, member: Member, step: int) -> None:
+        """Train a network up to the age that the pool has given it, on real batches of its own."""
+        assert self.pool is not None
+        batches = self.match_batches
+        for turn in range(self.pool.owed(member)):
+            key = latents.fold(_GROWING, self.seed, step, turn)
+            number = turn * self.pool.period + step % self.pool.period
+            images, labels = batches.matched(batches.labels_at(number), number, "grown pool")
+            member.train(self.match_augment(self.pool.prepare(images), key), labels)
+
+    def images_beside(self) -> int:
+        """Return those that networks of the pool saw before their first turn; see `Method.images_beside`."""
+        return self.pool.beforehand() * self.match_batches.batch_size if self.pool else 0
 
     def _teach(self, member: Member, step: int) -> Tensor:
         """Train a network on real batches of its own; return the last loss."""

@@ -124,7 +124,10 @@ class Pool(ABC):
 
     Attributes:
         period: After so many turns the work of a turn repeats.
+        span: Turns that each place of the pool will have in all, where that is known.
     """
+
+    span: int | None = None
 
     def __init__(
         self,
@@ -164,6 +167,14 @@ class Pool(ABC):
     def member(self, step: int) -> Member:
         """Return the network whose turn it is at a step, born again if its time is over; it ages by a turn."""
 
+    def owed(self, member: Member) -> int:
+        """Return the turns by which a network is older than it was trained for, and is to be trained now; once."""
+        return 0
+
+    def beforehand(self) -> int:
+        """Return the turns of training that networks were found to be owed so far."""
+        return 0
+
     def try_next(self) -> None:  # noqa: B027 - consecutive steps of most pools belong to all families
         """Give the next step to the next family, so that steps of all are timed; `load_state_dict` undoes it."""
 
@@ -182,22 +193,17 @@ POOLS: Registry[type[Pool]] = Registry("pool policy", "dimdata.pools")
 class _Place(Member):
     """One place of a staggered pool: a network that is retired at its age limit, and born again from its source."""
 
-    def __init__(self, place: int, source: NetworkSource, pool: Pool, size: int) -> None:
-        self.place, self.source, self.size = place, source, size
+    def __init__(self, place: int, source: NetworkSource, pool: StaggeredPool, size: int) -> None:
+        self.place, self.source, self.size, self.limits = place, source, size, pool.limit
         self.births, self.age = 0, 0
         super().__init__(source.network(self._number()), pool)
 
     def _number(self) -> int:
         return self.place + self.births * self.size
 
-    def limit(self) -> int:
-        """Turns this network lives; first lives are shorter the lower the place, which staggers the ages afterwards."""
-        cap = self.pool.age
-        return cap if self.births else max(1, cap * (self.place + 1) // self.size)
-
     def turn(self) -> None:
         """Age by a turn; a network at its limit is born again first."""
-        if self.age >= self.limit():
+        if self.age >= self.limits(self):
             self.births += 1
             self.age = 0
             self.renew(self.source.network(self._number()))
@@ -216,6 +222,10 @@ class StaggeredPool(Pool):
         """Make the first networks."""
         self.period = len(self.sources)
         self.members = [_Place(place, source, self, self.period) for place, source in enumerate(self.sources)]
+
+    def limit(self, member: _Place) -> int:
+        """Turns a network lives; first lives are shorter the lower the place, which staggers the ages afterwards."""
+        return self.age if member.births else max(1, self.age * (member.place + 1) // member.size)
 
     def member(self, step: int) -> Member:
         """Return the network whose turn it is; see `Pool.member`."""
@@ -238,6 +248,47 @@ class StaggeredPool(Pool):
             prefix = f"pool.{member.place}"
             _unpack(prefix, member, state)
             member.births, member.age = state[f"{prefix}.life"].tolist()
+
+
+@POOLS.register("grown")
+class GrownPool(StaggeredPool):
+    """A staggered pool that has its ages from the start: each network is trained up to its own before its first turn.
+
+    No network grows older than the turns that there are, so that the ages lie apart in a short phase too, and what is
+    trained beforehand is never more than half of it.
+    """
+
+    def begin(self) -> None:
+        """Make the first networks."""
+        super().begin()
+        self._trained = [0] * self.period
+
+    def owed(self, member: Member) -> int:
+        """See `Pool.owed`; a network whose training is asked for has its age from then on."""
+        assert isinstance(member, _Place)
+        if member.births or self._trained[member.place] or member.age > 1:
+            return 0
+        turns = self.limit(member) * member.place // self.period
+        self._trained[member.place] = turns
+        member.age += turns
+        return turns
+
+    def beforehand(self) -> int:
+        """See `Pool.beforehand`."""
+        return sum(self._trained)
+
+    def limit(self, member: _Place) -> int:
+        """Turns a network lives."""
+        return max(1, self.age if self.span is None else min(self.age, self.span))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return networks, optimisers and ages, and what networks were trained beforehand."""
+        return {**super().state_dict(), "pool.beforehand": torch.tensor(self._trained)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what `state_dict` returned."""
+        super().load_state_dict(state)
+        self._trained = state["pool.beforehand"].tolist()
 
 
 @POOLS.register("fresh")
