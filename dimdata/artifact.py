@@ -18,7 +18,7 @@ from dimdata.generators.base import GENERATORS, Generator, shapes_only
 from dimdata.names import bundled, generator_folder, locate, resolve
 from dimdata.recipe import WHITENING
 from dimdata.spec import FORMAT_MAJOR, FORMAT_MINOR, Spec, canonical_json, jsonable
-from dimdata.tensorfile import DTYPES, Entry, TensorFile, finite
+from dimdata.tensorfile import AGAIN, DTYPES, Entry, TensorFile, finite
 from dimdata.whitening import Whitening
 
 METADATA = "dimdata"
@@ -80,7 +80,7 @@ def _read(folder: Path) -> Generator:
         if file.size != config.weights.bytes:
             raise FormatError(
                 f"{file.path} is damaged: it has {file.size:,} bytes, not {config.weights.bytes:,}.",
-                "Download it again (dimdata pull OWNER/NAME), or restore it from a copy.",
+                AGAIN,
             )
         if file.metadata != {METADATA: _identity(raw["generator"], raw["recipe"])}:
             raise FormatError(
@@ -169,6 +169,9 @@ def save(
     """
     from safetensors.torch import save as to_bytes
 
+    if not isinstance(generator, Generator):
+        what = type(generator).__name__
+        raise ArgumentError(f"A {what} is no generator.", "Give what `load` returns, or a dataset's `generator`.")
     target = Path(folder).expanduser().resolve()
     _require_replaceable(target)
     if generator.spec.kind not in GENERATORS:

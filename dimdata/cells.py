@@ -62,7 +62,7 @@ def plan(
         images = count * generator.spec.num_classes if count is not None else generator.images or 0
         followed = recipe or protocol.recipe(generator.recipe, count, generator.spec.num_classes)
         if epochs is not None:
-            followed = with_epochs(followed, epochs)
+            followed = with_epochs(followed, epochs, generator.name)
         require_whole_stages(generator, followed, count)
         legs = _leg_images(generator, followed, images)
         for student in students:
@@ -116,7 +116,7 @@ def _ipcs(generator: Generator, ipc: int | Sequence[int] | None) -> list[int | N
         if stored is None:
             return [count for count in IPC if count >= generator.stages] or [generator.stages]
         return [stored // classes if stored % classes == 0 else None]
-    counts: list[int] = list(ipc) if isinstance(ipc, Sequence) else [ipc]
+    counts: list[int] = list(ipc) if isinstance(ipc, Sequence) and not isinstance(ipc, str) else [ipc]
     for count in counts:
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise ArgumentError(f"ipc is {count!r:.40}; images per class are whole numbers from 1.", "Use ipc=(1, 10).")
@@ -173,6 +173,7 @@ def check_baselines(baselines: Sequence[str]) -> list[What]:
     Raises:
         ArgumentError: If one is unknown.
     """
+    baselines = [baselines] if isinstance(baselines, str) else baselines
     for name in baselines:
         if name not in BASELINES:
             raise ArgumentError(f"There is no baseline called {name!r:.40}.", nearest(name, BASELINES))
@@ -189,18 +190,23 @@ def _real_cells(cell: Cell, baselines: Sequence[What]) -> list[Cell]:
     ]
 
 
-def with_epochs(recipe: Recipe, epochs: int) -> Recipe:
+def with_epochs(recipe: Recipe, epochs: int, name: str = "") -> Recipe:
     """Return the recipe with `epochs` in all, shared among its legs as before.
+
+    Args:
+        recipe: The recipe.
+        epochs: One or more for each leg.
+        name: Of the generator that it belongs to, for messages.
 
     Raises:
         ArgumentError: If `epochs` is less than one a leg, or a leg counts steps.
     """
-    old = [leg.epochs for leg in recipe.legs]
+    old, of = [leg.epochs for leg in recipe.legs], f" of {name}" if name else ""
     if None in old:
-        raise ArgumentError("The recipe counts steps, so it has no epochs to change.", "Leave epochs out.")
+        raise ArgumentError(f"The recipe{of} counts steps, so it has no epochs to change.", "Leave epochs out.")
     if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < len(old):
         raise ArgumentError(
-            f"epochs is {epochs!r:.40}; the recipe has {len(old)} leg{'s' * (len(old) > 1)}.",
+            f"epochs is {epochs!r:.40}; the recipe{of} has {len(old)} leg{'s' * (len(old) > 1)}.",
             f"Use a whole number from {len(old)}.",
         )
     total = sum(count for count in old if count is not None)

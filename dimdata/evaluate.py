@@ -19,7 +19,7 @@ from dimdata.engine import Engine
 from dimdata.errors import ArgumentError, DataError
 from dimdata.generators.base import Generator
 from dimdata.protocols import protocol as find_protocol
-from dimdata.real import RealData, Split, distinct_real, load_real
+from dimdata.real import RealData, Split, distinct_real, load_real, require_classes
 from dimdata.recipe import Recipe
 from dimdata.scores import Results, Row, Score, aggregate, digest
 from dimdata.students import Factory, find_student
@@ -343,6 +343,7 @@ def _test(generator: Generator, real: RealData | None, source: str | Path | Gene
         raise DataError(
             f"Images of {real.name} have the shape {real.image_shape}; the generator draws {spec.image_shape}.", hint
         )
+    require_classes(spec, real)
     return real.test, f"{real.name} test ({len(real.test):,})"
 
 

@@ -23,6 +23,8 @@ from dimdata.files import MAX_JSON, require_file, strict_json, world_error
 MAX_RANK = 8
 MAX_TENSORS = 10_000
 
+AGAIN = "Download it again (dimdata pull OWNER/NAME), or restore it from a copy."
+
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "U8": torch.uint8, "I64": torch.int64}
 
 
@@ -98,7 +100,7 @@ class TensorFile:
         self._head = self._read(8)
         length = int.from_bytes(self._head, "little")
         if len(self._head) < 8 or not 2 <= length <= min(MAX_JSON, self.size - 8):
-            raise FormatError(f"{self.path} is truncated, or not a safetensors file.")
+            raise FormatError(f"{self.path} is truncated, or not a safetensors file.", AGAIN)
         self._head += self._read(length)
         header = strict_json(self._head[8:], f"The header of {self.path}")
         metadata = header.pop("__metadata__", {})
@@ -114,7 +116,8 @@ class TensorFile:
                 raise FormatError(f"The tensors of {self.path} overlap, or leave a gap.")
             end = entry.end
         if len(self._head) + end != self.size:
-            raise FormatError(f"{self.path} has {self.size:,} bytes; its header describes {len(self._head) + end:,}.")
+            told = f"{self.path} has {self.size:,} bytes; its header describes {len(self._head) + end:,}."
+            raise FormatError(told, AGAIN)
 
     def _read(self, count: int) -> bytes:
         try:
@@ -144,7 +147,7 @@ class TensorFile:
         if got != len(data) or sha256 not in (None, digest.hexdigest()):
             raise FormatError(
                 f"{self.path} is damaged: its sha256 is {digest.hexdigest()}, not {sha256}.",
-                "Download it again (dimdata pull OWNER/NAME), or restore it from a copy.",
+                AGAIN,
             )
         tensors = {}
         for name, entry in self.entries.items():

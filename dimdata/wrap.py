@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dimdata.errors import ArgumentError, DataError, NotFoundError
 from dimdata.generators.table import TableGenerator, table_generator
+from dimdata.real.sources import require_archive
 from dimdata.recipe import Leg, Recipe
 from dimdata.spec import MAX_CLASSES, MAX_SIDE
 from dimdata.tensorfile import finite
@@ -84,6 +85,7 @@ def _arrays(path: Path) -> dict[str, Any]:
     """Read the arrays, under the first of their names."""
     if not path.is_file():
         raise NotFoundError(f"There is no file {path!s:.200}.")
+    require_archive(path)
     found, names = {}, []
     try:
         archive = np.load(path, allow_pickle=False)

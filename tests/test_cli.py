@@ -231,6 +231,29 @@ def test_wrap_makes_a_generator(run, tmp_path):
     assert made.spec.mean == (0.1307,)  # MNIST's own
 
 
+def test_wrap_writes_over_nothing_but_its_own(run, tmp_path, generator_folder):
+    np.savez(tmp_path / "set.npz", images=np.arange(640, dtype=np.uint8).reshape(10, 8, 8), labels=np.arange(10))
+    for _ in range(2):
+        assert run("wrap", "set.npz", "made").code == 0
+    before = {path: path.read_bytes() for path in generator_folder.iterdir()}
+    for place in (generator_folder, "set.npz"):
+        assert_refused(run("wrap", "set.npz", place), "holds something else")
+    assert {path: path.read_bytes() for path in generator_folder.iterdir()} == before
+
+
+def test_a_place_that_cannot_be_written_is_told_before_the_work(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)  # which is always granted to root
+    for words in (("train", "dim-mnist", "-o", "a.safetensors"), ("evaluate", "dim-mnist", "-o", "a.jsonl")):
+        result = run(*words)
+        assert result.code == 1
+        assert "cannot be written: permission denied" in result.err
+        assert "Traceback" not in result.err
+
+
+def test_a_holdout_that_is_asked_for_must_be_there(run):
+    assert_refused(run("train", "dd-mnist-fixed", "--real", "holdout"), "comes without test images")
+
+
 def test_wrap_knows_datasets_however_they_are_written(run, tmp_path):
     from dimdata.real import load_real
 

@@ -172,9 +172,13 @@ def test_asked_to_stop_more_than_once_it_still_keeps_a_checkpoint(by, tmp_path):
 def test_a_second_ctrl_c_ends_it_at_once(tmp_path):
     process = child(tmp_path / "run", steps=2000, die_at=1, by=(signal.SIGINT, signal.SIGINT))
     _, errors = process.communicate(timeout=120)
-    assert process.returncode == -signal.SIGINT
-    assert "KeyboardInterrupt" in errors
+    assert process.returncode == 130
+    assert "Stopping after the step under way" in errors
+    assert "goes on from the beginning" in errors
+    assert "--resume" in errors
+    assert "Traceback" not in errors
     assert not (tmp_path / "run/checkpoint.safetensors").exists()
+    assert child(tmp_path / "run", steps=2000, resume=True, die_at=5, by=(signal.SIGINT,)).wait(120) == 130
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(tmp_path):
@@ -566,7 +570,9 @@ def test_a_grown_pool_has_its_ages_from_the_start(monkeypatch):
     settings = {**TINY, "pool": ["convnet1-w8"] * 4, "pool_policy": "grown", "match_share": 0.5, "pool_age": 6}
 
     def made(steps, **changes):
-        return DiM(make_config(DimConfig, {**settings, **changes}), load_real("digits"), Engine.of(*PLAIN.values()), 0, steps)
+        return DiM(
+            make_config(DimConfig, {**settings, **changes}), load_real("digits"), Engine.of(*PLAIN.values()), 0, steps
+        )
 
     def ages(method, steps):
         (*_, phase) = method.phases()
@@ -622,6 +628,27 @@ def test_settings():
     assert merge({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}}) == {"a": {"b": 3, "c": 2}}
     with pytest.raises(ArgumentError, match="name=value"):
         parse_setting("lr")
+
+
+@pytest.mark.parametrize("given", [{"steps": "2"}, {"minutes": "1"}, {"probes": 0.5}, {"steps": True}])
+def test_budgets_of_another_type_are_refused(tmp_path, given):
+    with pytest.raises(ArgumentError, match=next(iter(given))):
+        run(tmp_path / "run", **{"steps": None, **given})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_preset_of_another_method_names_its_command():
+    with pytest.raises(FormatError) as caught:
+        make_config(DimConfig, "pdd-mnist")
+    assert caught.value.hint == "The preset is for: dimdata distill mnist --method pdd --config pdd-mnist"
+
+
+def test_a_folder_that_holds_no_run_is_not_to_be_resumed(tmp_path):
+    (tmp_path / "file").write_text("")
+    for place, said in ((tmp_path, "is not empty"), (tmp_path / "file", "is a file")):
+        with pytest.raises(RunError, match=said) as caught:
+            run(place)
+        assert "--resume" not in caught.value.hint
 
 
 def test_another_network_keeps_of_the_options_what_it_has():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import io
 import struct
@@ -16,7 +17,8 @@ import torch
 from PIL import Image
 
 from dimdata.errors import ArgumentError, DataError, DimdataError, NotFoundError, WorldError
-from dimdata.real import RealData, load_real, names, validation_split
+from dimdata.real import RealData, load_real, names, random_real, require_classes, validation_split
+from dimdata.recipe import Leg, Recipe
 
 
 def write_image(path: Path, size: tuple[int, int] = (6, 5), mode: str = "L", value: int = 7) -> Path:
@@ -141,6 +143,59 @@ def test_folder_of_classes_and_a_separate_test_folder(photos: Path) -> None:
 def test_val_stands_in_for_test(photos: Path) -> None:
     (photos / "test").rename(photos / "val")
     assert load_real(photos).test is not None
+
+
+@pytest.mark.parametrize(("train", "test"), [("Train", "Test"), ("training", "testing"), ("TRAIN", "Validation")])
+def test_parts_may_be_called_otherwise(photos: Path, train: str, test: str) -> None:
+    (photos / "train").rename(photos / train)
+    (photos / "test").rename(photos / test)
+    real = load_real(photos)
+    assert real.classes == ("ant", "bee")
+    assert real.test is not None
+
+
+def test_photographs_stand_upright(tmp_path: Path) -> None:
+    """A camera held on its side stores turned pixels and says so."""
+    pixels = np.zeros((8, 16), np.uint8)
+    pixels[:, :8] = 255
+    upright = Image.fromarray(pixels)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise by a quarter
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        upright.save(tmp_path / name / "0.jpg", quality=100)
+        upright.rotate(90, expand=True).save(tmp_path / name / "1.jpg", quality=100, exif=exif)
+    real = load_real(tmp_path)
+    assert real.image_shape == (1, 8, 16)
+    assert (real.train.images[0].int() - real.train.images[1].int()).abs().max() < 3
+
+
+def test_files_that_are_no_images_are_counted(photos: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("a.heic", "b.HEIC", "c.gif", ".hidden"):
+        (photos / "train" / "ant" / name).write_bytes(b"")
+    assert len(load_real(photos).train) == 6
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert "3 files" in message
+    assert "2 of .heic, 1 of .gif" in message
+
+
+def test_classes_of_other_names_are_refused() -> None:
+    digits = load_real("digits")
+    spec = random_real(digits, 1, 0, Recipe(legs=(Leg(epochs=1, batch_size=10),))).spec
+
+    def named(*classes: str, name: str = "mine") -> RealData:
+        return dataclasses.replace(digits, classes=classes, name=name)
+
+    require_classes(spec, digits)
+    require_classes(spec, named(*"abcdefghij"))  # the digits' own names only count
+    letters = dataclasses.replace(spec, classes=tuple("abcdefghij"), dataset="mine")
+    require_classes(letters, named(*"ABCDEFGHIJ"))
+    require_classes(letters, digits)
+    for classes in ("klmnopqrst", "bacdefghij"):
+        with pytest.raises(DataError, match=f"The classes of mine are {classes[0]}, {classes[1]}"):
+            require_classes(letters, named(*classes))
+    with pytest.raises(DataError, match="fashion-mnist"):
+        require_classes(spec, named(*"abcdefghij", name="fashion-mnist"))
 
 
 def test_size_resizes_and_crops_from_the_centre(tmp_path: Path) -> None:
@@ -300,6 +355,9 @@ def test_arrays_are_not_changed_and_layouts_are_understood() -> None:
 
 def test_damaged_and_misnamed_npz(tmp_path: Path) -> None:
     path = tmp_path / "x.npz"
+    path.write_text("<html>moved</html>")
+    with pytest.raises(DataError, match=r"x\.npz is no \.npz file"):
+        load_real(path)
     with path.open("wb") as file:
         np.save(file, np.zeros((4, 8, 8), np.uint8))
     with pytest.raises(DataError, match=r"x\.npz is a single array"):

@@ -49,10 +49,13 @@ def test_images(
         DataError: If they do not fit the generator.
     """
     from dimdata.artifact import holdout, resolve
-    from dimdata.real import load_real
+    from dimdata.real import load_real, require_classes
 
     if real in (None, HOLDOUT):
         found = holdout(resolve(name))
+        if found is None and real == HOLDOUT:
+            known = generator.spec.dataset or "mnist"
+            raise DataError(f"{name} comes without test images.", f"Name the real dataset, such as --real {known}.")
         return None if found is None else (*found, f"{len(found[1]):,} held-out images of {generator.spec.dataset}")
     data = load_real(str(real), root=root, size=_size(generator, real))
     spec = generator.spec
@@ -64,4 +67,5 @@ def test_images(
             f"{spec.num_classes} of {tuple(spec.image_shape)}.",
             f"Test on {spec.dataset or 'the dataset it was distilled from'}.",
         )
+    require_classes(spec, data)
     return data.test.images, data.test.labels, f"{len(data.test):,} test images of {data.name}"

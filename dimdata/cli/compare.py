@@ -67,6 +67,8 @@ def run(
         )
     if plot is not None:
         output.require_place(plot, "cross.png")
+    if out is not None:
+        output.require_place(out, "scores.jsonl")
     from dimdata import load
     from dimdata.artifact import bundled
     from dimdata.cells import check_draws

@@ -73,6 +73,8 @@ def run(
     """
     if plot is not None:
         output.require_place(plot, "scores.png")
+    if out is not None:
+        output.require_place(out, "scores.jsonl")
     if update_card and stage is not None:
         raise ArgumentError(
             "A card holds scores of the whole generator, not of its first stages.", "Leave out --stage."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import sys
 import textwrap
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dimdata.errors import ArgumentError
+from dimdata.errors import ArgumentError, WorldError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,6 +53,8 @@ def require_place(path: Path, usual: str) -> None:
     parent = path.absolute().parent
     if not parent.is_dir():
         raise ArgumentError(f"There is no folder {parent} to write {path.name} to.", "Make it first.")
+    if not os.access(parent, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        raise WorldError(f"{path} cannot be written: permission denied.", "Choose another place.")
 
 
 def emit_json(data: Any) -> None:

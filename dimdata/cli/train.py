@@ -89,6 +89,7 @@ def run(
     from dimdata.whitening import Whitening
 
     if plot is not None:
+        output.require_place(plot, "stages.png")
         require_plots(plot)
     given = None if student is None else user_student(student)  # before a dataset is downloaded
     keep_freed_memory()
@@ -105,7 +106,7 @@ def run(
     if plot is not None and (generator.stages < 2 or test is None):
         lacks = "has no stages" if generator.stages < 2 else "comes without test images"
         raise ArgumentError(f"{generator.name} {lacks}, so there is nothing to plot.", "Leave out --plot.")
-    recipe = generator.recipe if epochs is None else with_epochs(generator.recipe, epochs)
+    recipe = generator.recipe if epochs is None else with_epochs(generator.recipe, epochs, generator.name or "")
     if augment is not None:
         augment = "" if augment == "none" else augment
         recipe = replace(recipe, legs=tuple(replace(leg, augment=augment) for leg in recipe.legs))

@@ -36,6 +36,8 @@ def run(
     from dimdata.real.known import KNOWN, load_digits
     from dimdata.wrap import wrap_npz
 
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not _wrapped(out)):
+        raise ArgumentError(f"{out} exists and holds something else.", "Choose a folder that is absent or empty.")
     name = dataset.lower()
     known = load_digits() if name == "digits" else KNOWN.get(name)
     generator = wrap_npz(
@@ -52,6 +54,17 @@ def run(
     output.line(folder)
     shape = "x".join(map(str, generator.spec.image_shape))
     output.note(f"{generator.images:,} images {shape} of {generator.spec.num_classes} classes.")
+
+
+def _wrapped(folder: Path) -> bool:
+    """Whether a folder holds what this command wrote, which it may write anew."""
+    from dimdata.artifact import read_config
+    from dimdata.errors import DimdataError
+
+    try:
+        return "wrapped" in read_config(folder).provenance
+    except DimdataError:
+        return False
 
 
 def _numbers(name: str, text: str | None) -> list[float] | None:

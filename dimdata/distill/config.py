@@ -96,8 +96,11 @@ def make_config(
             source = read_settings(source)
         settings = merge(_kept(kind, settings, source), source)
     known = {field.name for field in dataclasses.fields(kind)}
+    commands = [about(str(source))[1] for source in sources if str(source) in presets()]
     for name in settings:
         place = "" if name in known else _belongs(name, kind, settings)
+        if name not in known and commands:
+            place = f"The preset is for: {commands[0]}"
         if place:
             raise FormatError(f"{where} has an unknown field {name!r:.80}.", place)
     return kind.from_json(merge(kind().to_json(), settings), where)
@@ -132,6 +135,6 @@ def _belongs(name: str, kind: type[Record], settings: Mapping[str, Any]) -> str:
     if knows(base):
         return f"It is a setting of the base {base}: --set settings.{name}=..."
     ours = next((method for method in METHODS if METHODS[method].Config is kind), "")
-    near = nearest(name, [field.name for field in dataclasses.fields(kind)])
+    near = nearest(name, [field.name for field in dataclasses.fields(kind) if field.name != "unknown"])
     able = [f"--method {method}" for method in METHODS if method != ours and knows(method)]
     return f"It belongs to {' or '.join(able)}." if able and not base else near

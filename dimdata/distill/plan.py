@@ -57,7 +57,10 @@ def existing(folder: Path, resume: bool) -> Plan | None:
     path = folder / "run.json"
     if not resume:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise RunError(f"{folder} exists and is not empty.", "Add --resume to go on with it, or choose another.")
+            if path.is_file():
+                raise RunError(f"{folder} holds a run.", "Add --resume to go on with it, or choose another folder.")
+            what = "is not empty" if folder.is_dir() else "is a file"
+            raise RunError(f"{folder} {what}.", "Choose a folder that is absent or empty (--out).")
         return None
     if not path.is_file():
         raise RunError(f"There is no run to resume in {folder}.", "Leave out --resume, or name the run's folder.")

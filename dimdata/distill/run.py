@@ -26,7 +26,7 @@ from dimdata.distill.estimate import planned, steps_within
 from dimdata.distill.method import METHODS, Losses, Method, Phase
 from dimdata.distill.plan import Plan, compare, existing
 from dimdata.engine import Engine
-from dimdata.errors import INTERRUPTED, ArgumentError, DimdataError, FormatError, RunError, WorldError
+from dimdata.errors import INTERRUPTED, ArgumentError, DimdataError, FormatError, RunError, WorldError, whole
 from dimdata.files import shareable, world_error, write_atomic
 from dimdata.hub.readme import save_with_card
 from dimdata.real import RealData, load_real, validation_split
@@ -153,11 +153,13 @@ def check_budget(minutes: float | None, steps: int | None, probes: int) -> None:
     """
     if minutes is not None and steps is not None:
         raise ArgumentError("Both minutes and steps were given.", "Give one of them.")
+    if minutes is not None and (isinstance(minutes, bool) or not isinstance(minutes, int | float)):
+        raise ArgumentError(f"minutes is {minutes!r:.80}.", "Give a positive number.")
     if minutes is not None and not 0 < minutes < math.inf:
         raise ArgumentError(f"minutes is {minutes}.", "Give a positive number.")
-    if steps is not None and steps < 1:
+    if steps is not None and whole("steps", steps) < 1:
         raise ArgumentError(f"steps is {steps}.", "Give 1 or more.")
-    if not 0 <= probes <= 1000:
+    if not 0 <= whole("probes", probes) <= 1000:
         raise ArgumentError(f"probes is {probes}.", "Give 0 to 1000.")
 
 
@@ -483,6 +485,8 @@ class Run:
         def ask(number: int, frame: FrameType | None) -> None:
             if number == signal.SIGINT and number in asked:
                 raise KeyboardInterrupt
+            if not self.stop:  # written past Python's own buffers, which a handler must not enter
+                os.write(2, b"Stopping after the step under way; Ctrl-C again ends at once, without a checkpoint.\n")
             asked.add(number)
             self.stop = True
 
@@ -493,6 +497,11 @@ class Run:
             return
         try:
             yield
+        except KeyboardInterrupt:
+            kept = (self.folder / "checkpoint.safetensors").is_file()
+            place = "at its last checkpoint" if kept else "from the beginning"
+            message = f"Stopped in the middle of a step; the run in {self.folder} goes on {place}."
+            raise RunError(message, "Go on with the same command and --resume.", INTERRUPTED) from None
         finally:
             for number, handler in old.items():
                 signal.signal(number, handler)

@@ -4,7 +4,7 @@ from dimdata.real.baselines import all_real, class_mean, distinct_real, kmeans_r
 from dimdata.real.batches import Batches
 from dimdata.real.choice import balanced, subset, validation_split
 from dimdata.real.data import RealData, Split
-from dimdata.real.sources import load_real, names
+from dimdata.real.sources import load_real, names, require_classes
 
 __all__ = [
     "Batches",
@@ -18,6 +18,7 @@ __all__ = [
     "load_real",
     "names",
     "random_real",
+    "require_classes",
     "selected_real",
     "subset",
     "validation_split",

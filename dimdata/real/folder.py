@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,7 +20,11 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
-_TEST_NAMES = ("test", "val", "valid", "validation")
+_TRAIN_NAMES = ("train", "training")
+_TEST_NAMES = ("test", "testing", "val", "valid", "validation")
+_TURNED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
+
+log = logging.getLogger("dimdata")
 
 
 class Part(NamedTuple):
@@ -42,12 +48,12 @@ def _folders(root: Path) -> list[Path]:
 def find_parts(root: Path) -> tuple[Path, Path | None]:
     """Return the folders of the training and the test classes of `root`.
 
-    They are `root/train` and `root/test` (or `val`, `valid`, `validation`, the first there is), or `root` itself and
-    none where its subfolders are the classes.
+    They are `root/train` (or `training`) and `root/test` (or `testing`, `val`, `valid`, `validation`, the first there
+    is), in capitals or not, or `root` itself and none where its subfolders are the classes.
     """
-    inside = {p.name: p for p in _folders(root)}
-    train = inside.get("train")
-    if train is None or not (_folders(train) or inside.keys() <= {"train", *_TEST_NAMES}):
+    inside = {p.name.lower(): p for p in _folders(root)}
+    train = next((inside[name] for name in _TRAIN_NAMES if name in inside), None)
+    if train is None or not (_folders(train) or inside.keys() <= {*_TRAIN_NAMES, *_TEST_NAMES}):
         return root, None
     return train, next((inside[name] for name in _TEST_NAMES if name in inside), None)
 
@@ -69,7 +75,7 @@ def list_classes(root: Path) -> tuple[str, ...]:
 
 
 def list_files(root: Path, classes: Sequence[str], every_class: bool) -> Listing:
-    """List the images of a folder; whatever has no image extension is passed over.
+    """List the images of a folder; what has no image extension is passed over, which a warning counts.
 
     Args:
         root: The folder.
@@ -87,13 +93,13 @@ def list_files(root: Path, classes: Sequence[str], every_class: bool) -> Listing
         )
     files: list[Path] = []
     labels: list[int] = []
+    others: Counter[str] = Counter()
     for label, name in enumerate(classes):
-        found = sorted(
-            Path(place) / file
-            for place, _, here in os.walk(root / name)
-            for file in here
-            if file.lower().endswith(EXTENSIONS) and not file.startswith(".")
-        )
+        visible = [
+            Path(place) / file for place, _, here in os.walk(root / name) for file in here if not file.startswith(".")
+        ]
+        found = sorted(file for file in visible if file.name.lower().endswith(EXTENSIONS))
+        others.update(file.suffix.lower() or "no ending" for file in visible if file.suffix.lower() not in EXTENSIONS)
         if not found and every_class:
             raise DataError(
                 f"The class folder {root / name} holds no images.",
@@ -101,6 +107,9 @@ def list_files(root: Path, classes: Sequence[str], every_class: bool) -> Listing
             )
         files += found
         labels += [label] * len(found)
+    if others:
+        kinds = ", ".join(f"{count:,} of {kind}" for kind, count in others.most_common(5))
+        log.warning("Passed over %s: no images by their ending (%s).", f"{others.total():,} files in {root}", kinds)
     return Listing(files, labels)
 
 
@@ -135,7 +144,7 @@ def survey(files: Sequence[Path], size: tuple[int, int] | None) -> tuple[int, in
     grey = True
     for file in files:
         with _open(file) as image:
-            width, height = image.size
+            width, height = _upright(image)
             grey = grey and _is_grey(image.mode)
         first = first or (height, width)
         if size is None and (height, width) != first:
@@ -158,6 +167,12 @@ def survey(files: Sequence[Path], size: tuple[int, int] | None) -> tuple[int, in
             "Choose a smaller size, such as size=64.",
         )
     return shape
+
+
+def _upright(image: Image) -> tuple[int, int]:
+    """Return (width, height) of an image as a camera held it, from its header alone."""
+    turned = image.format in ("JPEG", "MPO") and image.getexif().get(0x0112) in _TURNED
+    return (image.size[1], image.size[0]) if turned else image.size
 
 
 def _memory() -> float:
@@ -194,6 +209,8 @@ def _pixels(image: Image, shape: tuple[int, int, int]) -> Tensor:
     from PIL import ImageOps
 
     channels, height, width = shape
+    if image.format in ("JPEG", "MPO"):
+        image = ImageOps.exif_transpose(image)
     if image.mode == "I" or image.mode.startswith("I;16"):  # 16 bits a value, which Pillow would clip
         values = np.asarray(image).astype(np.float64).clip(0, 65535) / 257
         image = Pillow.fromarray(values.round().astype(np.uint8))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ from typing import Any
 import numpy as np
 
 from dimdata.errors import ArgumentError, DataError, NotFoundError, nearest
+from dimdata.files import world_error
 from dimdata.real import folder
 from dimdata.real.data import RealData
 from dimdata.real.known import KNOWN, data_root, load_digits, load_known
+from dimdata.spec import Spec
 
 # Names under which published files keep images and labels, of the training and of the test part.
 _TRAIN_KEYS = (("train_images", "train_labels"), ("x_train", "y_train"), ("images", "labels"))
@@ -152,7 +155,43 @@ def _own_name(name: str, kind: str) -> str:
     return f"{name}-{kind}" if name.lower() in names() else name
 
 
+def require_archive(path: Path) -> None:
+    """Raise `DataError` where a file is no `.npz` archive; NumPy would say that it holds pickled objects."""
+    try:
+        with path.open("rb") as file:
+            single = file.read(6) == b"\x93NUMPY"
+    except OSError as error:
+        raise world_error(error, f"Reading {path}") from error
+    if not single and not zipfile.is_zipfile(path):
+        raise DataError(
+            f"{path} is no .npz file: it is damaged, or something else, such as a web page, under that name.",
+            "Get it again, or save images and labels with numpy.savez.",
+        )
+
+
+def require_classes(spec: Spec, real: RealData) -> None:
+    """Refuse real data whose classes are called otherwise than a generator's: its labels mean something else.
+
+    Names that only count (0, 1, ...) say nothing, unless both are datasets that are known by name.
+
+    Raises:
+        DataError: If they differ.
+    """
+    ours, theirs = ([name.casefold() for name in classes] for classes in (spec.classes, real.classes))
+    counted = [str(label) for label in range(len(ours))]
+    known = spec.dataset in names() and real.name in names()
+    if ours == theirs or (not known and counted in (ours, theirs)):
+        return
+    some = " ..." if len(ours) > 5 else ""
+    raise DataError(
+        f"The classes of {real.name} are {', '.join(real.classes[:5])}{some}; the generator's are "
+        f"{', '.join(spec.classes[:5])}{some}.",
+        f"Test on {spec.dataset or 'the dataset it was distilled from'}, or name and order the classes alike.",
+    )
+
+
 def _read_npz(path: Path) -> dict[str, Any]:
+    require_archive(path)
     try:
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
