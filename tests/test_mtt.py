@@ -105,6 +105,20 @@ def test_learned_images_are_augmented_one_by_one():
     assert len(seen[0].flatten(1).unique(dim=0)) > 5
 
 
+def test_recomputed_steps_have_the_same_slopes(cache):
+    """By images and step size, and so the images after some steps are the same; the last bits are not."""
+    kept, again = (method(recompute=recompute, learned_steps=4, learned_batch=7) for recompute in (False, True))
+    start = flatten(kept.source.network(0))
+    for step in range(2):
+        losses = [each._match(step, start.clone(), 0.9 * start, 1.0) for each in (kept, again)]
+        assert float(losses[0]["match"]) == pytest.approx(float(losses[1]["match"]), rel=1e-5)
+        torch.testing.assert_close(losses[0]["step_size"], losses[1]["step_size"], rtol=1e-6, atol=0)
+        torch.testing.assert_close(kept.table.grad, again.table.grad, rtol=1e-3, atol=1e-7)
+    share = again._match_part()[1]
+    assert share == 2 / 4, "enough to tell its time by"
+    assert kept._match_part()[1] == 1
+
+
 def test_the_step_size_is_learned_and_becomes_the_recipe():
     mtt = method()
     take(mtt, 0, EPOCHS + 4)

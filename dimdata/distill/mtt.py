@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,10 +33,15 @@ from dimdata.recipe import Recipe
 from dimdata.spec import Record, canonical_json, require
 from dimdata.students.own import identity, user_student
 
-PART = 2  # steps of an expert that an estimate takes at a time
+PART = 2  # steps of an expert, or of a student that is recomputed, that an estimate takes at a time
 
 _STARTS = latents.stream("mtt.starts")
 _ORDER = latents.stream("mtt.order")
+
+
+def _distance(flat: Tensor, start: Tensor, target: Tensor) -> Tensor:
+    """Return how far weights are from where an expert went, as a share of its way (Cazenavette et al., equation 1)."""
+    return (flat - target).square().sum() / (start - target).square().sum()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +66,8 @@ class MttConfig(TableConfig):
         learned_batch: Images a step, in shuffled turn; 0 = as many as are learned: all of them, but for `union`.
         step_size: The student's step size at first.
         step_size_lr: Learning rate of the step size.
+        recompute: Whether the student's steps are taken once more on the way back, one at a time, instead of being kept
+            all at once: the memory of one step, whatever `learned_steps`, for about a third more time.
         expert_seed: Of the experts' starts and order; runs of other seeds share the experts.
     """
 
@@ -79,6 +86,7 @@ class MttConfig(TableConfig):
     learned_batch: int = 0
     step_size: float = 0.01
     step_size_lr: float = 1e-5
+    recompute: bool = False
     expert_seed: int = 0
 
     def check(self) -> None:
@@ -290,23 +298,61 @@ class MTT(TableMethod):
         return self._match(step, start, target, 1 - step / self._matches())
 
     def _match_part(self) -> tuple[Losses, float]:
-        """Take a whole step along a way that no expert went, which takes as long and needs no expert."""
-        start = flatten(self.source.network(0)).to(self.engine.device)
-        return self._match(0, start, 0.9 * start, 1.0), 1.0
+        """Take a step along a way that no expert went, which takes as long and needs no expert.
 
-    def _match(self, step: int, start: Tensor, target: Tensor, left: float) -> Losses:
-        flat, seen = start.clone().requires_grad_(), torch.cat([self.table, self.before])
-        for turn, rows in enumerate(self._turns(step)):
-            augment = latents.fold(latents.stream("mtt.augment"), self.seed, step, turn)
-            (slope,) = torch.autograd.grad(self._loss(flat, seen, rows, augment), flat, create_graph=True)
-            flat = flat - self.step_size * slope
-        loss = (flat - target).square().sum() / (start - target).square().sum()
+        What is recomputed takes as much memory in a few of its student's steps, so that they are enough.
+        """
+        start = flatten(self.source.network(0)).to(self.engine.device)
+        turns = self._turns(0)[: PART if self.config.recompute else None]
+        return self._match(0, start, 0.9 * start, 1.0, turns), len(turns) / self.config.learned_steps
+
+    def _match(
+        self, step: int, start: Tensor, target: Tensor, left: float, turns: Sequence[Tensor] | None = None
+    ) -> Losses:
+        turns = self._turns(step) if turns is None else turns
+        way = self._recomputed if self.config.recompute else self._kept
         self.step_size_optimizer.zero_grad(set_to_none=True)
-        self.apply(loss, left)
+        loss, to_descend = way(step, start, target, turns)
+        self.apply(to_descend, left)
         self.step_size_optimizer.step()
         with torch.no_grad():
             self.step_size.clamp_(min=1e-6)
         return {"match": loss.detach(), "step_size": self.step_size.detach()}
+
+    def _student_step(self, flat: Tensor, step: int, turn: int, rows: Tensor, keep: bool) -> Tensor:
+        """Return a student's weights after a step; `keep` says whether a gradient can be taken through it."""
+        augment = latents.fold(latents.stream("mtt.augment"), self.seed, step, turn)
+        seen = torch.cat([self.table, self.before])
+        (slope,) = torch.autograd.grad(self._loss(flat, seen, rows, augment), flat, create_graph=keep)
+        return flat - self.step_size * slope
+
+    def _kept(self, step: int, start: Tensor, target: Tensor, turns: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the loss at the end of a student's way, twice: as what it is and as what to descend."""
+        flat = start.clone().requires_grad_()
+        for turn, rows in enumerate(turns):
+            flat = self._student_step(flat, step, turn, rows, keep=True)
+        loss = _distance(flat, start, target)
+        return loss, loss
+
+    def _recomputed(self, step: int, start: Tensor, target: Tensor, turns: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the loss, and something of the same slopes by images and step size, in the memory of one step."""
+        way = [start]
+        for turn, rows in enumerate(turns):
+            flat = way[-1].detach().requires_grad_()
+            way.append(self._student_step(flat, step, turn, rows, keep=False).detach())
+        end = way.pop().requires_grad_()
+        loss = _distance(end, start, target)
+        (slope,) = torch.autograd.grad(loss, end)
+        learned = (self.table, self.step_size)
+        slopes = [torch.zeros_like(each) for each in learned]
+        for turn in reversed(range(len(turns))):
+            flat = way[turn].detach().requires_grad_()
+            after = self._student_step(flat, step, turn, turns[turn], keep=True)
+            slope, *of_learned = torch.autograd.grad(after, (flat, *learned), slope)
+            for total, more in zip(slopes, of_learned, strict=True):
+                total += more
+        pairs = zip(learned, slopes, strict=True)
+        return loss, torch.stack([(each * slope).sum() for each, slope in pairs]).sum()
 
     def recipe(self) -> Recipe:
         """Return the configured recipe at the learned step size."""
