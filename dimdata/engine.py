@@ -60,6 +60,11 @@ class Engine:
         bf16 = precision == "bf16" or (precision == "auto" and _fast_bf16(chosen, compiled))
         return cls(device=chosen, bf16=bf16, compiled=compiled)
 
+    @classmethod
+    def given(cls, engine: Engine | str | None) -> Engine:
+        """Return an engine, or that of a device by its name; the best there is where nothing is given."""
+        return engine if isinstance(engine, cls) else cls.of(engine if isinstance(engine, str) else "auto")
+
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context in which networks run."""
         if not torch.amp.is_autocast_available(self.device.type):

@@ -41,7 +41,7 @@ def evaluate(
     epochs: int | None = None,
     protocol: str = "dimdata",
     baselines: Sequence[str] = BASELINES,
-    engine: Engine | None = None,
+    engine: Engine | str | None = None,
     output: str | Path | None = None,
     on_row: Callable[[Row], None] | None = None,
 ) -> list[Score]:
@@ -70,7 +70,7 @@ def evaluate(
         baselines: Of real images, at the same student, recipe and steps: `random` (the same number an epoch,
             throughout), `distinct` (the same number of distinct ones as a fresh draw shows: the practical ceiling),
             `all` there are.
-        engine: Where to compute.
+        engine: Where to compute: an engine, or a device such as `cpu` or `cuda:1`; the best there is unless given.
         output: A file of JSON lines.
         on_row: Called with each row, old or new, as it is known.
 
@@ -113,7 +113,7 @@ def prepare(
     epochs: int | None = None,
     protocol: str = "dimdata",
     baselines: Sequence[str] = BASELINES,
-    engine: Engine | None = None,
+    engine: Engine | str | None = None,
 ) -> Evaluation:
     """Return an evaluation that is ready to run: what can be refused has been. Arguments and errors: see `evaluate`."""
     whole = source if isinstance(source, Generator) else artifact.load(source)
@@ -137,7 +137,7 @@ def prepare(
         baselines=() if real is None else baselines,
     )
     prefix = f" (stage{'s 1-' if stage > 1 else ' '}{stage})" if stage is not None and stage < whole.stages else ""
-    return Evaluation(tuple(cells), _Run(generator, real, source, chosen, protocol, engine or Engine.of(), prefix))
+    return Evaluation(tuple(cells), _Run(generator, real, source, chosen, protocol, Engine.given(engine), prefix))
 
 
 @dataclass(frozen=True)

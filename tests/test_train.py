@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from dimdata import latents
 from dimdata.dataset import GeneratedDataset
 from dimdata.engine import Engine
-from dimdata.errors import ArgumentError, FormatError, NotFoundError
+from dimdata.errors import ArgumentError, DimdataError, FormatError, NotFoundError
 from dimdata.generators.base import Generator
 from dimdata.generators.network import NetworkGenerator
 from dimdata.generators.table import TableGenerator, table_generator
@@ -104,6 +104,15 @@ def test_plain_sgd_in_stored_order() -> None:
     assert close(network, by_hand(in_order(generator, 4), [0.1] * 3))
     assert (result.steps, result.images_drawn, result.distinct_images) == (3, 12, 12)
     assert not network.training
+
+
+def test_epochs_and_a_device_by_its_name() -> None:
+    source = table()
+    result = train(SMALL, source, recipe=PLAIN, epochs=3, engine="cpu")
+    assert result.steps == 3 * train(SMALL, source, recipe=PLAIN, engine=CPU).steps
+    for wrong in ({"epochs": 0}, {"engine": "gpu"}):
+        with pytest.raises(DimdataError):
+            train(SMALL, source, recipe=PLAIN, **wrong)
 
 
 def test_momentum_nesterov_decay_and_one_cycle() -> None:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dimdata import latents
-from dimdata.cells import require_whole_stages
+from dimdata.cells import require_whole_stages, with_epochs
 from dimdata.dataset import GeneratedDataset
 from dimdata.engine import Engine
 from dimdata.errors import ArgumentError
@@ -79,11 +79,12 @@ def train(
     generator: Generator | GeneratedDataset | str | Path,
     *,
     ipc: int | None = None,
+    epochs: int | None = None,
     recipe: Recipe | None = None,
     seed: int = 0,
     draw: str = "fresh",
     stage: int | None = None,
-    engine: Engine | None = None,
+    engine: Engine | str | None = None,
     on_step: OnStep | None = None,
     on_leg: OnLeg | None = None,
     limit_steps: int | None = None,
@@ -101,11 +102,12 @@ def train(
         network: A student's name or factory, started as the recipe says; or a network, trained in place as it is.
         generator: What to train on; a dataset's images per class, seed and draw hold.
         ipc: Images per class; see `GeneratedDataset`.
+        epochs: Passes instead of the recipe's, shared among its legs as before.
         recipe: The generator's own unless given.
         seed: Of the starting weights, latents, order and augmentation.
         draw: `fresh` or `fixed`.
         stage: Use this prefix of the stages: later legs are left out.
-        engine: Where to compute; the best there is unless given.
+        engine: Where to compute: an engine, or a device such as `cpu` or `cuda:1`; the best there is unless given.
         on_step: Called after each step with its number from 1, how many there are, and the loss, a tensor on the
             device.
         on_leg: Called after each leg with its number from 1 and the network.
@@ -127,10 +129,12 @@ def train(
         find_student(network)
     if limit_steps is not None and limit_steps < 0:
         raise ArgumentError(f"limit_steps is {limit_steps}; it must not be negative.")
-    engine = engine or Engine.of()
+    engine = Engine.given(engine)
     started = time.perf_counter()
     source = Source(generator, ipc, seed, draw, stage, engine.device)
     recipe = recipe or source.generator.recipe
+    if epochs is not None:
+        recipe = with_epochs(recipe, epochs, source.generator.name)
     whole = source.generator.view(stage=stage)
     if whole.images is not None:  # unlimited images of the first stages alone are warned of
         require_whole_stages(whole, recipe, source.ipc)
