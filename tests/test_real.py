@@ -154,6 +154,22 @@ def test_parts_may_be_called_otherwise(photos: Path, train: str, test: str) -> N
     assert real.test is not None
 
 
+def test_all_images_that_cannot_be_read_are_told_at_once(photos: Path) -> None:
+    ants = photos / "train" / "ant"
+    (ants / "0.png").write_bytes(b"none")
+    with pytest.raises(DataError, match=r"The image .*0\.png cannot be read"):
+        load_real(photos)
+    (ants / "1.png").write_bytes(b"nor this")
+    with pytest.raises(DataError, match=r"2 of 12 images cannot be read: .*0\.png, .*1\.png"):
+        load_real(photos)
+    for number in (0, 1):  # whose headers are whole
+        write_image(ants / f"{number}.png", size=(60, 50))
+        whole = (ants / f"{number}.png").read_bytes()
+        (ants / f"{number}.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"2 of 6 images cannot be read"):
+        load_real(photos, size=8)
+
+
 def test_photographs_stand_upright(tmp_path: Path) -> None:
     """A camera held on its side stores turned pixels and says so."""
     pixels = np.zeros((8, 16), np.uint8)
@@ -300,7 +316,7 @@ def test_huge_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match="1x5000; sides of up to 4096"):
         load_real(tmp_path)
     monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(DataError, match=r"0\.png cannot be read"):
+    with pytest.raises(DataError, match=r"2 of 2 images cannot be read: .*0\.png.* The first: .*exceeds limit"):
         load_real(tmp_path, size=4)
     monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", None)
     monkeypatch.setattr("dimdata.real.folder._memory", lambda: 20.0)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -113,17 +114,35 @@ def list_files(root: Path, classes: Sequence[str], every_class: bool) -> Listing
     return Listing(files, labels)
 
 
-def _open(file: Path) -> Image:
-    from PIL import Image
+class _Broken:
+    """Collects the files that cannot be read, so that all of them are told at once."""
 
-    try:
-        return Image.open(file)
-    except Exception as error:  # Pillow's readers raise nearly anything on damaged files
-        raise _unreadable(file, error) from error
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.found: list[tuple[Path, Exception]] = []
 
+    @contextmanager
+    def note(self, file: Path) -> Iterator[None]:
+        """Take up what reading a file raises."""
+        try:
+            yield
+        except DataError:
+            raise
+        except Exception as error:  # Pillow's readers raise nearly anything on damaged files
+            self.found.append((file, error))
 
-def _unreadable(file: Path, error: Exception) -> DataError:
-    return DataError(f"The image {file} cannot be read: {error}.", "Repair it or remove it.")
+    def tell(self) -> None:
+        """Raise `DataError` if there are any."""
+        if not self.found:
+            return
+        (file, error), more = self.found[0], len(self.found) - 1
+        if not more:
+            raise DataError(f"The image {file} cannot be read: {error}.", "Repair it or remove it.") from error
+        names = ", ".join(str(file) for file, _ in self.found[:20]) + (" ..." if more >= 20 else "")
+        raise DataError(
+            f"{more + 1:,} of {self.count:,} images cannot be read: {names}. The first: {error}.",
+            "Repair or remove them.",
+        ) from error
 
 
 def _is_grey(mode: str) -> bool:
@@ -140,12 +159,17 @@ def survey(files: Sequence[Path], size: tuple[int, int] | None) -> tuple[int, in
     Raises:
         DataError: If sizes differ or are beyond bounds, or a file is no image.
     """
+    from PIL import Image as Pillow
+
     first: tuple[int, int] | None = size
-    grey = True
+    grey, broken = True, _Broken(len(files))
     for file in files:
-        with _open(file) as image:
+        width = height = 0
+        with broken.note(file), Pillow.open(file) as image:
             width, height = _upright(image)
             grey = grey and _is_grey(image.mode)
+        if not width:
+            continue
         first = first or (height, width)
         if size is None and (height, width) != first:
             raise DataError(
@@ -157,6 +181,7 @@ def survey(files: Sequence[Path], size: tuple[int, int] | None) -> tuple[int, in
                 f"The image {file} is {height}x{width}; sides of up to {MAX_SIDE} are read.",
                 "Choose a size, such as size=64; images are then resized and cropped from the centre.",
             )
+    broken.tell()
     assert first is not None
     shape = (1 if grey else 3, *first)
     needed = len(files) * shape[0] * shape[1] * shape[2]
@@ -193,13 +218,14 @@ def read_part(listing: Listing, shape: tuple[int, int, int]) -> Part:
     Raises:
         DataError: If a file cannot be read.
     """
+    from PIL import Image as Pillow
+
     images = torch.empty(len(listing.files), *shape, dtype=torch.uint8)
+    broken = _Broken(len(listing.files))
     for row, file in zip(images, listing.files, strict=True):
-        with _open(file) as image:
-            try:
-                row.copy_(_pixels(image, shape))
-            except Exception as error:
-                raise _unreadable(file, error) from error
+        with broken.note(file), Pillow.open(file) as image:
+            row.copy_(_pixels(image, shape))
+    broken.tell()
     return Part(images, torch.tensor(listing.labels, dtype=torch.int64))
 
 
