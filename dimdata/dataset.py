@@ -441,7 +441,7 @@ class GeneratedDataset(Dataset[tuple[Any, Any]]):
             "shape": self.image_shape,
             "ipc": self.ipc,
             "images": self._length,
-            "draw": self.draw,
+            "draw": self.draw if generator.images is None else "fixed",  # what is stored is the same throughout
             "stage": self.stage,
             "levers": self.generator.levers or None,
             "seed": self.seed,

@@ -88,9 +88,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
     >>> nearest("dim-mnits", ["dim-mnist", "dim-cifar10"])
     'Did you mean dim-mnist?'
+    >>> nearest("DIM-MNIST", ["dim-mnist", "dim-cifar10"])
+    'Did you mean dim-mnist?'
     """
     names = sorted(known)
-    close = difflib.get_close_matches(name[:80], names, n=3, cutoff=0.6)
+    as_written = {name.lower(): name for name in names}
+    close = [as_written[found] for found in difflib.get_close_matches(name[:80].lower(), as_written, n=3, cutoff=0.6)]
     if close:
         return f"Did you mean {' or '.join(close)}?"
     return f"Known: {', '.join(names)}." if names else ""

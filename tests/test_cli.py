@@ -497,6 +497,8 @@ def assert_refused(shown: Result, words: str, code: int = 2) -> None:
         (["train", "GENERATOR", "-o", "no/such/folder.safetensors"], "There is no folder"),
         (["train", "GENERATOR", "-o", "."], "is a folder"),
         (["preview", "GENERATOR", "-o", "."], "is a folder"),
+        (["preview", "GENERATOR", "-o", "grid.jpg"], "grid.jpg does not end in .png"),
+        (["train", "GENERATOR", "-o", "student.pt"], "student.pt does not end in .safetensors"),
         (["evaluate", "GENERATOR", "--plot", "."], "is a folder"),
         (["evaluate", "GENERATOR", "--ipc", "1,1.5"], "whole numbers from 1"),
         (["evaluate", "GENERATOR", "--student", "lenett"], "Did you mean lenet"),

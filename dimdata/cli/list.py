@@ -53,7 +53,7 @@ def _generators() -> list[dict[str, Any]]:
             "dataset": spec.dataset,
             "classes": spec.num_classes,
             "shape": "x".join(map(str, spec.image_shape)),
-            "stored": size(config.weights.bytes),
+            "file": size(config.weights.bytes),
         }
         for ipc in (1, 10, 50):
             row[f"IPC {ipc}"] = next((s["mean"] for s in config.scores if _is_headline(s, ipc)), "-")

@@ -41,15 +41,18 @@ def note(text: object) -> None:
     print(plain(text), file=sys.stderr, flush=True)
 
 
-def require_place(path: Path, usual: str) -> None:
+def require_place(path: Path, usual: str, kind: str = "") -> None:
     """Raise `ArgumentError` unless a file can be written there as far as folders go; asked before long work.
 
     Args:
         path: The file.
         usual: What such a file may be called, for the hint.
+        kind: The ending that it must have, if any.
     """
     if path.is_dir():
         raise ArgumentError(f"{path} is a folder.", f"Name a file, such as {path / usual}.")
+    if kind and path.suffix.lower() != kind:
+        raise ArgumentError(f"{path} does not end in {kind}, which is what is written.", f"Call it {usual}, say.")
     parent = path.absolute().parent
     if not parent.is_dir():
         raise ArgumentError(f"There is no folder {parent} to write {path.name} to.", "Make it first.")

@@ -25,7 +25,7 @@ def run(
     teacher: options.Teacher = None,
 ) -> None:
     """Draw a grid of images, one column a class."""
-    output.require_place(out, "preview.png")
+    output.require_place(out, "preview.png", ".png")
     from dimdata import load
     from dimdata.files import write_atomic
     from dimdata.preview import png

@@ -77,7 +77,7 @@ def run(
     dimdata train pdd-mnist --real mnist --plot stages.png
     """
     if out is not None:
-        output.require_place(out, "student.safetensors")
+        output.require_place(out, "student.safetensors", ".safetensors")
     from dimdata.cells import with_epochs
     from dimdata.engine import Engine, keep_freed_memory
     from dimdata.plots import require_plots, stage_plot
