@@ -41,7 +41,7 @@ def refused_anew(name: str, *words: str, cwd: Path) -> None:
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     (said,) = done.stderr.strip().splitlines()
-    assert "exists and is not empty. Name another folder with --out" in said
+    assert "holds a run. Name another folder with --out" in said
     assert "--resume" not in said  # which the example does not have
     assert {path: path.stat().st_mtime_ns for path in cwd.rglob("*")} == before
 

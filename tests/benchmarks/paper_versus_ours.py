@@ -77,6 +77,9 @@ class Side:
         method = DiM(self.config, self.real, engine, 0, plan.steps)
 
         def progress(event: dict[str, Any]) -> None:
+            if "note" in event:
+                print(event["note"], file=sys.stderr, flush=True)
+                return
             while wanted and event["seconds"] >= wanted[0][1]:
                 number, _ = wanted.pop(0)
                 facts = {"seconds": event["seconds"], "step": event["step"]}
