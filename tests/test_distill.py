@@ -206,49 +206,42 @@ def test_minutes_become_steps_that_reproduce_the_run(tmp_path):
     assert weights(run(tmp_path / "counted", steps=plan["steps"])) == weights(folder)
 
 
-def test_minutes_include_compiling_and_measuring(tmp_path, monkeypatch):
-    """By a clock that steps alone move: the first takes 100 seconds, as where it is compiled, and others take one."""
+def ticking(tmp_path, monkeypatch, seconds, progress=None):
+    """Return a run of one phase and a clock that its steps alone move, each by what `seconds` gives of its number."""
     clock = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
 
     class Ticking(DiM):
         def phases(self):
             def step(number):
-                clock[0] += 1.0 if clock[0] else 100.0
+                clock[0] += seconds(number)
                 return {}
 
             return (Phase("gan", self.steps, step, 1),)
 
     config, real = make_config(DimConfig, TINY), load_real("digits")
     plan = Plan(method="dim", data=real.name, fingerprint=real.fingerprint, config=config.to_json(), seed=0, steps=10)
-    ticking = Run(tmp_path / "run", plan, Ticking(config, real, Engine.of(*PLAIN.values()), 0, 10), None, "")
-    ticking.plan_minutes(10.0, 0)
+    method = Ticking(config, real, Engine.of(*PLAIN.values()), 0, 10)
+    return Run(tmp_path / "run", plan, method, progress, ""), clock
+
+
+def test_minutes_include_compiling_and_measuring(tmp_path, monkeypatch):
+    """The first step takes 100 seconds, as where it is compiled, and others take one."""
+    run, clock = ticking(tmp_path, monkeypatch, lambda number: 1.0 if number else 100.0)
+    run.plan_minutes(10.0, 0)
     spent = clock[0]
     assert spent > 100
-    assert ticking.seconds == spent
-    assert ticking.plan.steps == ticking.method.steps == 600 - spent
+    assert run.seconds == spent
+    assert run.plan.steps == run.method.steps == 600 - spent
 
 
 def test_time_is_measured_for_two_seconds_at_least(tmp_path, monkeypatch):
     """A device whose steps are short is timed by many: its first ones are not as fast as the others."""
-    clock = [0.0]
-    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
-
-    class Ticking(DiM):
-        def phases(self):
-            def step(number):
-                clock[0] += 0.02 if number < 20 else 0.005
-                return {}
-
-            return (Phase("gan", self.steps, step, 1),)
-
-    config, real = make_config(DimConfig, TINY), load_real("digits")
-    plan = Plan(method="dim", data=real.name, fingerprint=real.fingerprint, config=config.to_json(), seed=0, steps=10)
     events = []
-    ticking = Run(tmp_path / "run", plan, Ticking(config, real, Engine.of(*PLAIN.values()), 0, 10), events.append, "")
-    ticking.plan_minutes(10.0, 0)
+    run, clock = ticking(tmp_path, monkeypatch, lambda number: 0.02 if number < 20 else 0.005, events.append)
+    run.plan_minutes(10.0, 0)
     assert clock[0] > 2
-    assert ticking.costs["gan"] == pytest.approx(0.005, rel=0.2)
+    assert run.costs["gan"] == pytest.approx(0.005, rel=0.2)
     assert events == [{"phase": "gan", "note": "Timing a few steps of the phase gan ..."}]
 
 
