@@ -273,6 +273,11 @@ def test_images_that_are_all_alike_are_told(tmp_path, caplog):
     told = [record.getMessage() for record in caplog.records if "all but alike" in record.getMessage()]
     assert len(told) == 1, "once, not at each grid"
     assert told[0].startswith("At step 2 ")
+    caplog.clear()
+    staged = {"base": "dim", "stages": 2, "settings": settings}
+    run(tmp_path / "staged", method="pdd", settings=staged, steps=20)
+    (told,) = [record.getMessage() for record in caplog.records if "all but alike" in record.getMessage()]
+    assert "--set settings.calm=2000" in told
 
 
 def test_images_whose_use_was_kept_from_another_run_are_not_counted_again(tmp_path):

@@ -479,8 +479,8 @@ class DiM(Method):
             loss = member.train(self.pool_augment(self.pool.prepare(images), key), labels)
         return loss
 
-    def ailing(self) -> str:
-        """Tell of images that are all but alike, which a critic that wins too early leaves behind."""
+    def ailing(self, inside: str = "") -> str:
+        """Tell of images that are all but alike, which a critic that wins too early leaves behind; see `Method`."""
         split, generator = self.real.train, self.generator().to(self.engine.device)
         shares = []
         for label in range(min(self.real.num_classes, _LOOKED_AT)):
@@ -495,7 +495,7 @@ class DiM(Method):
             return ""
         return (
             f"the images of a class are all but alike ({share:.1%} of the variety of real ones): look at the grids, "
-            "and if that stays, begin again with another --seed or a longer calm start (--set calm=2000)."
+            f"and if that stays, begin again with another --seed or a longer calm start (--set {inside}calm=2000)."
         )
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -166,8 +166,12 @@ class Method(ABC):
         """Return a phase as it is known when its first step is about to be taken; asked for just before."""
         return phase
 
-    def ailing(self) -> str:
-        """Return what looks wrong with the images, and what to do about it; empty = nothing does."""
+    def ailing(self, inside: str = "") -> str:
+        """Return what looks wrong with the images, and what to do about it; empty = nothing does.
+
+        Args:
+            inside: What stands before the names of this method's settings where `--set` names them.
+        """
         return ""
 
     def images_beside(self) -> int:

@@ -340,6 +340,10 @@ class PDD(Method):
         method = parts[0].spec.method
         return type(parts[0]).joined(parts, recipe, "pdd" if method == self.config.base else method)
 
+    def ailing(self, inside: str = "") -> str:
+        """Return what looks wrong with the images of the stage under way; see `Method.ailing`."""
+        return self.base.ailing(f"{inside}settings.")
+
     def probe(self) -> Probe:
         """Score a student as the base does, but by the whole recipe, which alone walks all stages."""
         return dataclasses.replace(self.base.probe(), steps=None)
