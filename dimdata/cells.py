@@ -132,7 +132,7 @@ def _ipcs(generator: Generator, ipc: int | Sequence[int] | None) -> list[int | N
 
 def _seeds(seeds: Seeds | Mapping[int, Seeds], ipc: int | None) -> list[int]:
     chosen = seeds.get(ipc, SEEDS) if isinstance(seeds, Mapping) else seeds  # type: ignore[arg-type]
-    hint = "Use seeds=3 (how many), or seeds=[0, 7] (which)."
+    hint = "Use seeds=3, say; in Python a list says which they are."
     listed: Sequence[object] = ()
     if isinstance(chosen, int) and not isinstance(chosen, bool):
         listed = range(chosen)

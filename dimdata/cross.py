@@ -170,19 +170,21 @@ def grid(made: Sequence[Column]) -> tuple[list[str], list[list[str]]]:
         facts["drawn"] = ["-" if column.real else f"{drawn(column.score):,}" for column in made]
     if len({column.score.protocol for column in made}) > 1:
         facts["protocol"] = [column.score.protocol for column in made]
+    if len(students) == 1:  # which is compared with none other
+        del facts["spread"], facts["best larger over ConvNet-3"]
     return ["student", *(column.title for column in made)], rows + [[what, *cells] for what, cells in facts.items()]
 
 
-def cross_architecture(scores: Iterable[Score]) -> str:
-    """Return the table in markdown, of what was scored with two students or more; empty where nothing was."""
-    made = columns(scores, least=2)
+def cross_architecture(scores: Iterable[Score], least: int = 2) -> str:
+    """Return the table in markdown, of what was scored with `least` students or more; empty where nothing was."""
+    made = columns(scores, least)
     return markdown_table(*grid(made)) if made else ""
 
 
 def cross_notes(scores: Iterable[Score]) -> list[str]:
     """Return what a reader of the table must know beyond `report.notes`, one sentence or two each."""
     made = columns(scores)
-    if not made:
+    if all(column.spread is None for column in made):
         return []
     notes = ["Students stand in the order of their parameters. Spread: the highest mean less the lowest, in points."]
     if any(parameters(name) is None for column in made for name in column.figures):

@@ -357,7 +357,7 @@ def _holdout(generator: Generator, source: str | Path | Generator) -> Split:
     if found is None:
         raise DataError(
             f"{generator.name or 'This generator'} comes without test images.",
-            f"Name the real dataset (real=, --real), such as {generator.spec.dataset or 'mnist'!r}.",
+            f"Name the real dataset, such as real={generator.spec.dataset or 'mnist'}.",
         )
     return Split(*found, generator.spec.num_classes)
 

@@ -208,7 +208,11 @@ def _guess(row: Row) -> float | None:
 
 
 def _budget_text(of: Row | Score) -> str:
-    return f"IPC {of.ipc}" if of.ipc_claim else f"{of.images_seen:,} images"
+    if of.ipc_claim:
+        return f"IPC {of.ipc}"
+    if of.ipc is None and of.draw == "fixed" and of.what in ("generator", "random"):  # classes have unequal numbers
+        return f"{of.images:,} stored images"
+    return f"{of.images_seen:,} images"
 
 
 def aggregate(rows: Iterable[Row]) -> list[Score]:

@@ -140,6 +140,23 @@ def test_help_names_every_command_and_bare_call_shows_it(run):
     assert max(map(len, shown.out.splitlines())) <= 80
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("train dim-mnist --ipc 0", "Use --ipc 10, say."),
+        ("train dim-mnist --ipc 10 --stage 2", "Leave stage out."),
+        ("preview pdd-mnist --stage 9", "Use --stage 1 to 3, or leave it out."),
+        ("evaluate ./digits-generator --real digits --ipc 99", "Use --ipc 5, or leave it out"),
+        ("evaluate ./digits-generator --real digits --seeds 0", "Use --seeds 3, say;"),
+        ("distill digits --method idc -o run --set factor=2 --set zca=0.1", "Choose factor=1 with zca"),
+    ],
+)
+def test_hints_are_in_words_of_the_command_line(run, digits_generator, words, told):
+    result = run(*words.split())
+    assert result.code == 2
+    assert told in result.err
+
+
 def test_version(run):
     assert run("--version").out.strip() == dimdata.__version__
 

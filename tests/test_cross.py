@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -224,23 +225,37 @@ def test_compare_leaves_out_what_does_not_fit(
     assert list(json.loads(out)[0]["accuracy"]) == ["convnet1-w8"]
     assert "convnet9 is left out for dim-mnist" in err
     assert "wrong_width:net is left out for dim-mnist" in err
-    for ask in (["--markdown"], ["--plot", str(tmp_path / "cross.svg")]):
-        assert main([*words, *ask]) == 2
-        err = capsys.readouterr().err
-        assert "nothing to compare" in err
-        assert "seed 0" not in err  # nothing was trained
+    assert main([*words, "--plot", str(tmp_path / "cross.svg")]) == 2
+    err = capsys.readouterr().err
+    assert "nothing to compare" in err
+    assert "seed 0" not in err  # nothing was trained
+
+
+def test_one_student_is_compared_on_several_generators(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(artifact.bundled()["dim-mnist"], tmp_path / "copy")
+    words = ["compare", str(tmp_path / "copy"), *COMMAND[1:], "--compile", "off", "--student", "convnet1-w8"]
+    assert main([*words, "--markdown"]) == 0
+    out, err = capsys.readouterr()
+    found = cells(out.strip())
+    assert found["student"][0].endswith("copy")
+    assert found["student"][1] == "dim-mnist"
+    assert found["convnet1-w8"][0] == found["convnet1-w8"][1], "they are the same generator"
+    assert "spread" not in out + err, "one student has none"
 
 
 def test_compare_of_all_that_is_bundled_leaves_out_what_one_student_alone_can_use(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     zoo = artifact.bundled()
-    monkeypatch.setattr(artifact, "bundled", lambda: {name: zoo[name] for name in ("dd-mnist-fixed", "dim-mnist")})
+    monkeypatch.setattr(
+        artifact, "bundled", lambda: {name: zoo[name] for name in ("dd-mnist-fixed", "pdd-mnist", "dim-mnist")}
+    )
     words = [word for word in COMMAND if word != "dim-mnist"]
     assert main([*words, "--compile", "off", "--student", "convnet1-w8,lenet", "--json"]) == 0
     out, err = capsys.readouterr()
     assert [column["name"] for column in json.loads(out)] == ["dim-mnist"]
     assert "dd-mnist-fixed was made for lenet alone" in err
+    assert "pdd-mnist is trained on in counted steps" in err
 
 
 def test_compare_takes_levers(capsys: pytest.CaptureFixture[str]) -> None:
@@ -252,7 +267,8 @@ def test_compare_takes_levers(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--student", "convnet3"], "--student names 1 network."),
+        (["--student", "convnet3"], "convnet3 alone on dim-mnist alone is no comparison."),
+        (["--student", ","], "--student names no network."),
         (["--student", "convnet3,convent4"], "convent4"),
         (["--plot", "absent/cross.png"], "no folder"),
         (["--plot", "cross.txt"], "no ending of a picture"),

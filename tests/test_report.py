@@ -131,6 +131,8 @@ def test_an_ipc_is_claimed_for_1000_fresh_epochs_only() -> None:
     assert budget(images_seen=50_000, epochs=500, draw="fixed") == "IPC 10"
     assert budget(draw="fixed", distinct=190) == "100,000 images"  # an index shows another image in each leg
     assert budget(ipc=None) == "100,000 images"
+    assert budget(ipc=None, draw="fixed", images=5) == "5 stored images"
+    assert budget(ipc=None, draw="fixed", images=5, what="all") == "100,000 images"
     assert budget(what="distinct") == "100,000 images"
 
 

@@ -46,7 +46,7 @@ def run(
     compile: options.Compile = "auto",
     json: options.Json = False,
 ) -> None:
-    """Train several kinds of students on each generator: one table, one plot.
+    """Train several kinds of students on each generator, or one kind on several: one table, one plot.
 
     Below the students stand the spread (highest less lowest mean), what the best larger network gains over ConvNet-3,
     and what the figures cost. With --output, the same command goes on after an interruption, student by student, and
@@ -61,9 +61,12 @@ def run(
             f"--baselines is {baselines!r:.80}; a comparison shows the ceiling `distinct` alone, or none.",
             "Use `dimdata evaluate` for the others.",
         )
-    if len(wanted) < 2:
+    if not wanted:
+        raise ArgumentError("--student names no network.", "Name one or more: convnet3,resnet18-thin.")
+    if len(set(wanted)) == len(set(names or "ab")) == 1:  # without names there are all that are bundled
         raise ArgumentError(
-            f"--student names {len(wanted)} network{'s' * (not wanted)}.", "Name two or more: convnet3,resnet18-thin."
+            f"{wanted[0]} alone on {names[0] if names else ''} alone is no comparison.",
+            "Name another network (--student convnet3,resnet18-thin) or generator, or use `dimdata evaluate`.",
         )
     if plot is not None:
         output.require_place(plot, "cross.png")
@@ -93,6 +96,10 @@ def run(
             output.note(f"{name} was made for {generator.recipe.start.student} alone, and is left out.")
             continue
         budgets = _budgets(generator, images, rule)
+        recipe = rule.recipe(generator.recipe, budgets[0] if budgets else None, generator.spec.num_classes)
+        if not names and epochs is not None and any(leg.epochs is None for leg in recipe.legs):
+            output.note(f"{name} is trained on in counted steps, which --epochs does not change, and is left out.")
+            continue
         jobs.append((name, generator, budgets, _fitting(name, generator, students, budgets, rule)))
     against_what = [against.real_data(generator, real, root) for _, generator, _, _ in jobs]
     engine = Engine.of(device, precision, compile)
@@ -102,10 +109,10 @@ def run(
                 f"--baselines needs real training images, and {name} is tested on its hold-out alone.",
                 "Leave --baselines out, or name the dataset with --real.",
             )
-    if (markdown or plot is not None) and not any(len(fitting) > 1 for *_, fitting in jobs):
+    if plot is not None and not any(len(fitting) > 1 for *_, fitting in jobs):
         raise ArgumentError(
-            "No generator takes two of the students, so there is nothing to compare in a table or a plot.",
-            "Name students that fit, or leave out --markdown and --plot.",
+            "No generator takes two of the students, so there is nothing to compare in a plot.",
+            "Name students that fit, or leave out --plot.",
         )
     ready = [
         prepare(
@@ -152,7 +159,7 @@ def run(
             ]
         )
     elif markdown:
-        output.line(cross_architecture(scores))
+        output.line(cross_architecture(scores, least=1))
     else:
         output.table(*grid(columns(scores)))
     if not json:

@@ -14,12 +14,17 @@ if TYPE_CHECKING:
 def run(name: options.Name, json: options.Json = False) -> None:
     """Show what a generator is, how it was made, how to train on it, and its scores."""
     from dimdata.artifact import read_config, resolve
-    from dimdata.files import FILES
+    from dimdata.files import CONFIG, FILES, MODEL
 
     folder = resolve(name)
     config = read_config(folder)
     files = {file: (folder / file).stat().st_size for file in FILES if (folder / file).is_file()}
     flop, stages = _outline(config)
+    if (there := files.get(MODEL, 0)) != config.weights.bytes:
+        output.note(
+            f"warning: {MODEL} has {there:,} bytes, and {config.weights.bytes:,} in {CONFIG}: it is damaged, or of "
+            "another generator, and will not load."
+        )
     if json:
         own = {"name": name, "folder": str(folder), "files": files, "flop_per_image": flop}
         output.emit_json({**own, **config.to_json()})

@@ -6,6 +6,7 @@ Nothing here imports torch: the commands do so when they run, so that help is in
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import traceback
 import warnings
@@ -105,7 +106,23 @@ def _compiler_to_itself(debug: bool) -> Iterator[None]:
             log.setLevel(level)
 
 
-def _tell(error: BaseException, debug: bool) -> int:
+def _typed(hint: str, words: Sequence[str]) -> str:
+    """Return a hint with arguments of the Python interface as options of the command typed: `ipc=10` as `--ipc 10`."""
+    command = getattr(typer.main.get_command(app), "commands", {}).get(next((w for w in words if w[:1] != "-"), ""))
+    options = {} if command is None else {parameter.name: parameter.opts[0] for parameter in command.params}
+
+    def typed(found: re.Match[str]) -> str:
+        option = options.get(found["name"], "")
+        if not option.startswith("--"):
+            return found[0]
+        return f"{option} {found['value'].strip('()[]').replace(', ', ',')}"
+
+    return re.sub(
+        r"(?<!--set )(?<![\w.-])(?P<name>[a-z_]+)=(?P<value>\([^()]*\)|\[[^\[\]]*\]|\w[\w/-]*(?:\.\w+)*)", typed, hint
+    )
+
+
+def _tell(error: BaseException, debug: bool, words: Sequence[str]) -> int:
     """Print a failure and return its exit code."""
     if debug:
         traceback.print_exception(error)
@@ -118,7 +135,7 @@ def _tell(error: BaseException, debug: bool) -> int:
         hint = "" if debug else "This was not foreseen. Run the same command with --debug to see where it happened."
     output.note(f"error: {' '.join(message.split())}")
     if hint:
-        output.note(f"hint: {' '.join(hint.split())}")
+        output.note(f"hint: {_typed(' '.join(hint.split()), words)}")
     return code
 
 
@@ -146,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             output.note("Interrupted.")
         return code
     except Exception as error:  # the boundary: whatever happens is told in words
-        return _tell(error, debug)
+        return _tell(error, debug, words)
     finally:
         log.removeHandler(handler)
     return 0

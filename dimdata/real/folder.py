@@ -174,7 +174,7 @@ def survey(files: Sequence[Path], size: tuple[int, int] | None) -> tuple[int, in
         if size is None and (height, width) != first:
             raise DataError(
                 f"Images differ in size: {file} is {height}x{width}, {files[0]} is {first[0]}x{first[1]}.",
-                "Choose one size for all, such as size=32 (--size 32): images are resized and cropped from the centre.",
+                "Choose one size for all, such as size=32: images are resized and cropped from the centre.",
             )
         if size is None and max(height, width) > MAX_SIDE:
             raise DataError(
