@@ -229,7 +229,7 @@ def in_steps(cell: Cell) -> Recipe:
         batches = math.ceil(images / leg.batch_size)
         steps = leg.steps if leg.epochs is None else leg.epochs * batches
         size = math.ceil(images / batches)  # an epoch's last batch may be smaller; here all are of one size
-        # Each leg would begin with the same images again, were these not in an order of the epoch's own.
+        # Each epoch would show the same images first, were these not in an order of its own.
         shuffle = leg.shuffle or len(cell.recipe.legs) > 1
         whole = dataclasses.replace(
             leg, stage=None, alone=False, epochs=None, steps=steps, batch_size=size, shuffle=shuffle
@@ -239,7 +239,10 @@ def in_steps(cell: Cell) -> Recipe:
 
 
 def whole_batches(cell: Cell) -> bool:
-    """Return whether the batches of a baseline must run over the end of an epoch, for it to see as many images."""
+    """Return whether the batches of a baseline must run over the ends of epochs and legs.
+
+    It would not see as many images otherwise, nor as many distinct ones: each leg would begin with all of them again.
+    """
     return cell.what != "generator" and len(cell.recipe.legs) > 1
 
 

@@ -236,7 +236,7 @@ class _Run:
         """Return the digest of all that determines a row, but for the machine."""
         trained_on = [cell.what, self.source(cell), cell.draw, self.budget(cell)]
         if whole_batches(cell):
-            trained_on.append("whole batches")
+            trained_on.append("whole batches, from leg to leg")
         return digest([*trained_on, self.identities[cell.student], cell.seed, self.test_fingerprint])
 
     def _same_as_distinct(self, cell: Cell, key: str, results: Results) -> Row | None:

@@ -220,6 +220,18 @@ def test_a_fixed_draw_over_networks_counts_the_images_of_all_legs():
         assert train("convnet1-w8", whole, ipc=1, draw="fixed", engine=ENGINE).distinct_images == 10
 
 
+def test_the_ceiling_of_stages_sees_as_many_distinct_images():
+    """Its legs go on where the one before ended; begun anew, each would show some again and leave out others."""
+    _, whole = networks(epochs=6)
+    common = {"students": "convnet1-w8", "seeds": 1, "real": load_real("digits"), "engine": ENGINE}
+    for ipc in (3, 10, 40):
+        own, real = evaluate(whole, ipc=ipc, baselines="distinct", **common)
+        assert (own.what, real.what) == ("generator", "distinct")
+        assert own.distinct == own.images_seen == 6 * 10 * ipc
+        assert real.images_seen == own.images_seen
+        assert real.distinct == min(own.distinct, len(common["real"].train))
+
+
 def test_fewer_images_per_class_than_stages_are_no_figure_of_the_whole():
     _, whole = networks(epochs=3)
     common = {"students": "convnet1-w8", "seeds": 1, "real": load_real("digits"), "baselines": (), "engine": ENGINE}

@@ -41,6 +41,7 @@ class Feed:
         first_row: The row of its first image among all that are stored.
         alike: See `train`.
         whole_batches: See `train`.
+        begun: Where `whole_batches` holds, the images that legs before have shown of the same ones.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Feed:
         first_row: int = 0,
         alike: int = 1,
         whole_batches: bool = False,
+        begun: int = 0,
     ) -> None:
         self.normalize, self.first_row, self.alike = normalize, first_row, alike
         self.dataset, self.leg, self.engine, self.seed, self.first_epoch = dataset, leg, engine, seed, first_epoch
@@ -63,6 +65,9 @@ class Feed:
         self.steps = leg.steps if leg.steps is not None else (leg.epochs or 0) * self.per_epoch
         self.whole_batches = whole_batches and dataset.generator.images is not None
         self.epochs = -(-self.steps // self.per_epoch)
+        self.skipped = 0  # images of the first epoch
+        if self.whole_batches:
+            self.first_epoch, self.skipped = divmod(begun, self.images)
         self.ragged = 0 if self.whole_batches else self.images % self.batch_size
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -91,7 +96,10 @@ class Feed:
 
     def first(self, shown: int) -> Tensor:
         """Return the indices int64 `[N]` that so many images show, from the first on, each once."""
-        return self._order(self.first_epoch)[:shown]
+        order = self._order(self.first_epoch)[self.skipped :]
+        if shown > len(order) < self.images:
+            order = torch.cat([order, self._order(self.first_epoch + 1)])
+        return order[:shown].unique()
 
     def _order(self, epoch: int) -> Tensor:
         """Return the order of an epoch, int64 `[images]`."""
@@ -103,7 +111,7 @@ class Feed:
         """Yield epochs and the indices int64 `[B]` of their batches, without end."""
         left = torch.empty(0, dtype=torch.int64, device=self.engine.device)
         for epoch in itertools.count(self.first_epoch):
-            order = self._order(epoch)
+            order = self._order(epoch)[self.skipped if epoch == self.first_epoch else 0 :]
             drawn = 0 if self.dataset.draw == "fixed" else epoch
             batches = torch.split(torch.cat([left, order]), self.batch_size)
             if self.whole_batches and len(batches[-1]) < self.batch_size:

@@ -115,7 +115,7 @@ def train(
         alike: How many trainings of this length one process will do, this one included: what is not worth compiling for
             one may be worth it for all.
         whole_batches: Let batches of stored images run over the end of an epoch, so that none is smaller than the
-            others, in legs that count steps.
+            others, and go on where the leg before ended, in legs that count steps.
 
     Returns:
         The result; its `network` is in `eval()` mode.
@@ -314,15 +314,18 @@ def _plan(
 ) -> list[Feed]:
     """Return the feeds of the legs that belong to the chosen prefix of the stages."""
     feeds: list[Feed] = []
-    epoch = 0
+    epoch, begun = 0, dict[GeneratedDataset, int]()
     for leg in recipe.legs:
         if source.stage is not None and leg.stage is not None and leg.stage > source.stage:
             continue
         first = source.first_row(leg.stage, leg.alone)
         whole = whole_batches and leg.steps is not None
-        feed = Feed(source.dataset(leg.stage, leg.alone), leg, engine, seed, epoch, normalize, first, alike, whole)
+        dataset = source.dataset(leg.stage, leg.alone)
+        shown = begun.get(dataset, 0)
+        feed = Feed(dataset, leg, engine, seed, epoch, normalize, first, alike, whole, shown)
         feeds.append(feed)
         epoch += feed.epochs
+        begun[dataset] = shown + feed.steps * feed.batch_size
     if not feeds:
         raise ArgumentError(f"The recipe has no leg for stage {source.stage}.", "Use a later stage, or leave it out.")
     return feeds
