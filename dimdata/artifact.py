@@ -270,7 +270,9 @@ def holdout(folder: str | os.PathLike[str]) -> tuple[Tensor, Tensor] | None:
 def _holdout_fits(spec: Spec, tensors: Mapping[str, Entry] | Mapping[str, Tensor]) -> bool:
     count = tuple(tensors["labels"].shape[:1]) if "labels" in tensors else ()
     implied = {"images": (torch.uint8, (*count, *spec.image_shape)), "labels": (torch.int64, count)}
-    return count != (0,) and {name: (t.dtype, tuple(t.shape)) for name, t in tensors.items()} == implied
+    return (
+        len(count) == 1 and count[0] > 0 and {name: (t.dtype, tuple(t.shape)) for name, t in tensors.items()} == implied
+    )
 
 
 def _labels_fit(spec: Spec, labels: Tensor) -> bool:

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 from dimdata.errors import ArgumentError, nearest
 from dimdata.generators.base import Generator
 from dimdata.protocols import Protocol
@@ -58,7 +60,7 @@ def plan(
     """Return the cells of an evaluation, small budgets first; arguments and errors as in `evaluate`."""
     names, chosen = check_baselines(baselines), _draws(generator, draws)
     cells = []
-    for count in _ipcs(generator, ipc):
+    for count in budgets(generator, ipc):
         images = count * generator.spec.num_classes if count is not None else generator.images or 0
         followed = recipe or protocol.recipe(generator.recipe, count, generator.spec.num_classes)
         if epochs is not None:
@@ -109,13 +111,31 @@ def _leg_images(generator: Generator, recipe: Recipe, images: int) -> tuple[int,
     return tuple(images if count is None else min(count, images) for count in stored)
 
 
-def _ipcs(generator: Generator, ipc: int | Sequence[int] | None) -> list[int | None]:
-    """Return images per class, rising; none for all stored images where classes are unequal."""
+def evenly(generator: Generator, images: int) -> bool:
+    """Return whether the first so many images of a generator are as many of each class.
+
+    Of soft labels nobody can say; the images are then taken to be in the usual order.
+    """
+    classes = generator.spec.num_classes
+    if images % classes:
+        return False
+    if generator.images is None or generator.spec.targets == "soft":
+        return True
+    labels = generator.labels(torch.arange(images, device=generator.device)).cpu()
+    return bool((torch.bincount(labels, minlength=classes) == images // classes).all())
+
+
+def budgets(generator: Generator, ipc: int | Sequence[int] | None) -> list[int | None]:
+    """Return images per class, rising; none for all stored images where classes are unequal.
+
+    Raises:
+        ArgumentError: If there are not so many, or not of each class.
+    """
     classes, stored = generator.spec.num_classes, generator.images
     if ipc is None:
         if stored is None:
             return [count for count in IPC if count >= generator.stages] or [generator.stages]
-        return [stored // classes if stored % classes == 0 else None]
+        return [stored // classes if evenly(generator, stored) else None]
     counts: list[int] = list(ipc) if isinstance(ipc, Sequence) and not isinstance(ipc, str) else [ipc]
     for count in counts:
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
@@ -124,6 +144,12 @@ def _ipcs(generator: Generator, ipc: int | Sequence[int] | None) -> list[int | N
             raise ArgumentError(
                 f"IPC {count} of {classes} classes needs {count * classes:,} images; {stored:,} are stored.",
                 f"Use ipc={stored // classes}, or leave it out for all there are.",
+            )
+        if not evenly(generator, count * classes):
+            raise ArgumentError(
+                f"The first {count * classes:,} images of {generator.name or 'this generator'} are not {count} of each "
+                "class.",
+                "Leave ipc out for all there are.",
             )
     if not counts:
         raise ArgumentError("No ipc is given.", "Name one or more, such as ipc=(1, 10).")

@@ -14,6 +14,8 @@ from dimdata import latents
 MAX_MARKS = 2**20  # of 16 bits each: 2 MiB
 MAX_EPOCH = 2**62
 
+_HEAD = 12  # places of 16 bits before the marks: three numbers of 64
+
 _PLACES = latents.fold(latents.stream("clock"))
 
 
@@ -25,7 +27,8 @@ class EpochClock:
     opens the next one. Whole passes are then epochs 0, 1, 2 and on, whichever process reads which batch. All writes
     are idempotent (two workers that open an epoch write the same number), so there is no lock.
 
-    Above 2^20 indices only one index of each block is marked, at a scrambled place, so that no stride misses them all.
+    Above 2^20 indices only one index of each block is marked, at a scrambled place, so that no stride misses them all;
+    and the first index of the epoch is remembered, for parts in which none is marked.
 
     Forked, spawned and forkserver workers share the memory; a plain pickle or a deep copy is a clock of its own that
     goes on with the next epoch.
@@ -40,11 +43,14 @@ class EpochClock:
         self._block = -(-length // MAX_MARKS)
         if memory is None:
             marks = -(-length // self._block)
-            memory = torch.zeros(8 + marks, dtype=torch.int16, device="cpu")
+            with torch.inference_mode(False):  # or nothing could be written outside of it
+                memory = torch.zeros(_HEAD + marks, dtype=torch.int16, device="cpu")
+            memory[8:_HEAD].fill_(-1)
             memory.share_memory_()  # type: ignore[no-untyped-call]
         self._memory = memory
-        self._epoch, self._base = memory[:4].view(torch.int64), memory[4:8].view(torch.int64)
-        self._marks = memory[8:]
+        with torch.inference_mode(False):
+            self._epoch, self._base, self._first = torch.split(memory[:_HEAD].view(torch.int64), 1)
+            self._marks = memory[_HEAD:]
         self._looks: dict[int, int] = {}
 
     @property
@@ -56,15 +62,23 @@ class EpochClock:
     def next_epoch(self) -> int:
         """The epoch a new pass is: this one if nothing is marked with it, else the one after."""
         epoch = self.epoch
-        return epoch + bool((self._marks == _mark(epoch)).any())
+        begun = self._block > 1 and self._first.item() >= 0
+        return epoch + bool(begun or (self._marks == _mark(epoch)).any())
 
     def read(self, index: Tensor) -> int:
         """Mark the indices int64 `[B]` of one batch as read, and return their epoch; an index may occur twice."""
         epoch = self.epoch
         places = self._places(index)
-        if bool((self._marks[places] == _mark(epoch)).any()):
+        again = bool((self._marks[places] == _mark(epoch)).any())
+        if self._block > 1 and len(index):
+            first = int(self._first.item())
+            again = again or bool((index == first).any())
+            if again or first < 0:
+                self._first.fill_(int(index[0]))
+        if again:
             epoch += 1
-            self._epoch.fill_(epoch)
+            if self.epoch < epoch:  # another process may be further already
+                self._epoch.fill_(epoch)
         self._marks.index_fill_(0, places, _mark(epoch))
         return epoch
 
@@ -77,6 +91,7 @@ class EpochClock:
     def set(self, epoch: int) -> None:
         """Make `epoch` that of the next pass and of the next look at every index, in all processes."""
         self._marks.zero_()
+        self._first.fill_(-1)
         self._epoch.fill_(epoch)
         self._base.fill_(epoch)
         self._looks.clear()
@@ -91,6 +106,10 @@ class EpochClock:
         self.set(int(state["epoch"]))
         self._base.fill_(int(state["base"]))
         self._looks = {int(index): int(count) for index, count in state["looks"].items()}
+
+    def copy(self) -> EpochClock:
+        """Return a clock of its own memory that goes on with the next epoch."""
+        return _copy(self.length, self.state_dict())
 
     def _places(self, index: Tensor) -> Tensor:
         """Return where the marks of indices are, int64; fewer than indices where only one of a block is marked."""

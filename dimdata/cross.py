@@ -121,7 +121,7 @@ def columns(scores: Iterable[Score], least: int = 1) -> list[Column]:
         if score.what != "generator":
             continue
         source = (score.name, score.dataset, score.test)
-        key = (*source, score.budget_text, score.draw, score.levers, score.protocol, score.recipe)
+        key = (*source, score.budget_text, str(score.images), score.draw, score.levers, score.protocol, score.recipe)
         if key not in found:
             own = Column(score.name, score, distinct=score.distinct)
             shown = _distinct_real(score, scores)

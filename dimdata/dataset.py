@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
+import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -61,14 +62,14 @@ class GeneratedDataset(Dataset[tuple[Any, Any]]):
       do so when `set_epoch` is called);
     - two loaders at once on one dataset: give each its own `clone()`;
     - sampling with replacement: an epoch ends as soon as an index returns in a later batch, so that an image repeats
-      only within a batch;
+      only within a batch; with workers, rarely also in batches that are read at the same moment;
     - a shuffling `DistributedSampler`: a rank's first batch may hold no index that this rank has read before, and then
       belongs to the epoch before; its padding repeats up to world - 1 samples;
     - wrappers without `__getitems__` (`ConcatDataset`) read image by image: in workers each read counts as a batch of
       one, which is exact for whole passes, but not with `drop_last`; without workers the reads are single looks, so
       that each index counts its own passes;
-    - above 2^20 images one index of each block is tracked: the first reads of a pass, about `len / 2**20` of them, may
-      belong to the epoch before.
+    - above 2^20 images one index of each block is tracked, and the first one read: the first reads of a pass, about
+      `len / 2**20` of them, may belong to the epoch before.
 
     Args:
         source: A name (`dim-mnist`, `owner/name`), the path of a folder, or a generator.
@@ -159,7 +160,7 @@ class GeneratedDataset(Dataset[tuple[Any, Any]]):
         self.normalize = Normalize.of(self.generator)
         self._convert = converter(output, spec, self.normalize)
         self._length = _length(self.generator, ipc)
-        self._clock = EpochClock(self._length)
+        self._own_clock, self._owner = EpochClock(self._length), os.getpid()
         self.ipc = None if ipc is None else operator.index(ipc)
         self.draw, self.stage, self.output = draw, stage, output
         self.transform, self.target_transform, self.batch_transform = transform, target_transform, batch_transform
@@ -171,6 +172,20 @@ class GeneratedDataset(Dataset[tuple[Any, Any]]):
         self._ordered = self.recipe.learned_steps
         self._last: dict[bool, int] = {}  # the index last read, by whether it was asked for by itself
         self._warn(source.stages)
+
+    @property
+    def _clock(self) -> EpochClock:
+        """The clock, which workers share with the process that has the loader.
+
+        Any other process that was started with the dataset is a rank, and the passes of ranks are their own.
+        """
+        if self._owner != os.getpid() and get_worker_info() is None:
+            self._own_clock, self._owner = self._own_clock.copy(), os.getpid()
+        return self._own_clock
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is pickled: for workers of a rank, the clock of that rank."""
+        return {**self.__dict__, "_own_clock": self._clock}
 
     def _tell_of_order(self, index: Tensor, epoch: int, single: bool) -> None:
         """Say once, at the first read out of the stored order, what learned step sizes need.
@@ -246,6 +261,7 @@ class GeneratedDataset(Dataset[tuple[Any, Any]]):
         return self.generator.labels(torch.arange(self._length, device=self.device)).cpu()
 
     def __len__(self) -> int:
+        _ = self._clock  # samplers ask before workers are forked, which then share the clock of this rank
         return self._length
 
     def __getitem__(self, index: SupportsIndex | list[int] | Tensor) -> tuple[Any, Any]:
@@ -412,7 +428,7 @@ class GeneratedDataset(Dataset[tuple[Any, Any]]):
         """Go on from a state: the next pass is the one that would have followed.
 
         Raises:
-            ArgumentError: If the state is not of a dataset with this seed.
+            ArgumentError: If the state is not of a dataset with this seed, or holds no epoch.
         """
         missing = {"seed", "epoch", "base", "looks"} - set(state)
         if missing:
@@ -422,12 +438,15 @@ class GeneratedDataset(Dataset[tuple[Any, Any]]):
                 f"The state is of seed {state['seed']}, and this dataset has seed {self.seed}.",
                 f"Construct it with seed={state['seed']}.",
             )
+        for name in ("epoch", "base"):
+            if not 0 <= whole(f"{name} of the state", state[name]) <= MAX_EPOCH:
+                raise ArgumentError(f"{name} of the state is {state[name]!r:.80}; epochs count from 0 to 2^62.")
         self._clock.load_state_dict(state)
 
     def clone(self) -> Self:
         """Return the same dataset with an epoch of its own, from 0; weights are shared."""
         twin = copy.copy(self)
-        twin._clock = EpochClock(self._length)
+        twin._own_clock, twin._owner = EpochClock(self._length), os.getpid()
         twin._last = {}
         return twin
 

@@ -61,9 +61,19 @@ class Engine:
         return cls(device=chosen, bf16=bf16, compiled=compiled)
 
     @classmethod
-    def given(cls, engine: Engine | str | None) -> Engine:
-        """Return an engine, or that of a device by its name; the best there is where nothing is given."""
-        return engine if isinstance(engine, cls) else cls.of(engine if isinstance(engine, str) else "auto")
+    def given(cls, engine: Engine | str | torch.device | None) -> Engine:
+        """Return an engine, or that of a device; the best there is where nothing is given.
+
+        Raises:
+            ArgumentError: If it is none of these.
+        """
+        if isinstance(engine, cls):
+            return engine
+        if not isinstance(engine, str | torch.device | None):
+            raise ArgumentError(
+                f"engine is {engine!r:.80}.", "Give a device, such as 'cpu' or 'cuda:1', or Engine.of()."
+            )
+        return cls.of("auto" if engine is None else str(engine))
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context in which networks run."""
@@ -170,6 +180,13 @@ def find_device(name: str) -> torch.device:
             raise DeviceError(f"{name} was asked for, but {found}.", "Use --device cpu (or auto).")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise DeviceError("mps was asked for, but this machine has no Apple GPU.", "Use --device cpu (or auto).")
+    try:
+        torch.empty(0, device=device)
+        usable = device.type != "meta"  # which holds no values
+    except Exception:  # a back end that this PyTorch was built without, or whose device is absent
+        usable = False
+    if not usable:
+        raise DeviceError(f"{name} cannot be computed on here.", "Use cpu, cuda, cuda:1, mps or auto.")
     return device
 
 

@@ -198,6 +198,7 @@ class _Run:
         self.real = real
         self.there = 0 if real is None else len(real.train)
         self.protocol = protocol
+        self.dataset = generator.spec.dataset if real is None else real.name
         self.engine = engine
         self.test, self.test_text = _test(generator, real, source)
         self.fingerprint = fingerprint(generator)
@@ -212,9 +213,16 @@ class _Run:
         if row is None:
             row = self._same_as_distinct(cell, key, results) or self.compute(cell, key)
             results.add(row)
-        if cell.what == "generator":
-            # The file may know the same generator by another path, or be from before rows said whose levers they are.
-            row = dataclasses.replace(row, name=self.name, plain=self.plain)
+        # The file may know the same images by another name, or be from before rows said whose levers they are.
+        own = cell.what == "generator"
+        row = dataclasses.replace(
+            row,
+            name=self.name if own else self.dataset,
+            plain=self.plain if own else row.plain,
+            dataset=self.dataset,
+            test=self.test_text,
+            protocol=self.protocol,
+        )
         if row.stages and not row.stage_steps:  # of a file that was written before rows said so
             row = dataclasses.replace(row, **self._on_the_way(cell))
         return row
@@ -278,9 +286,9 @@ class _Run:
         return Row(
             key=key,
             what=cell.what,
-            name=self.name if cell.what == "generator" else spec.dataset,
+            name=self.name if cell.what == "generator" else self.dataset,
             source=self.source(cell),
-            dataset=spec.dataset if self.real is None else self.real.name,
+            dataset=self.dataset,
             test=self.test_text,
             student=cell.student,
             ipc=cell.ipc,

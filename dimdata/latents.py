@@ -99,17 +99,19 @@ def _words(rows: Tensor, count: int) -> Tensor:
 @functools.lru_cache(maxsize=64)
 def _steps(count: int, device: torch.device) -> Tensor:
     """What tells the words of one index apart, int64 `[count]`."""
-    return torch.arange(1, count + 1, device=device, dtype=torch.int64) * _SIGNED_GOLDEN
+    with torch.inference_mode(False):
+        return torch.arange(1, count + 1, device=device, dtype=torch.int64) * _SIGNED_GOLDEN
 
 
 @functools.cache
 def _quantiles(device: torch.device) -> Tensor:
     """The 65,536 mid-point quantiles of the standard normal law, float32, symmetrical about zero."""
-    ranks = torch.arange(1, 65536, 2, dtype=torch.float64, device="cpu") / 65536  # the upper half
-    upper = torch.special.erfinv(ranks) * 2.0**0.5
-    # Fixed-point rounding hides the last bits of erfinv, the only thing here that two machines could disagree on.
-    upper = (upper * 2.0**20).round() / 2.0**20
-    return torch.cat([-upper.flip(0), upper]).to(torch.float32).to(device)
+    with torch.inference_mode(False):
+        ranks = torch.arange(1, 65536, 2, dtype=torch.float64, device="cpu") / 65536  # the upper half
+        upper = torch.special.erfinv(ranks) * 2.0**0.5
+        # Fixed-point rounding hides the last bits of erfinv, the only thing here that two machines could disagree on.
+        upper = (upper * 2.0**20).round() / 2.0**20
+        return torch.cat([-upper.flip(0), upper]).to(torch.float32).to(device)
 
 
 def normal(key: int, index: Tensor, size: int) -> Tensor:

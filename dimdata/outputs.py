@@ -70,7 +70,8 @@ class Normalize:
 @functools.lru_cache(maxsize=64)
 def _column(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """One value a channel, `[C, 1, 1]`."""
-    return torch.tensor(values, dtype=dtype, device=device)[:, None, None]
+    with torch.inference_mode(False):  # it is kept, and later ones may be differentiated through
+        return torch.tensor(values, dtype=dtype, device=device)[:, None, None]
 
 
 def to_uint8(images: Tensor) -> Tensor:

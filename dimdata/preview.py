@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 MAX_COLUMNS = 20
 MAX_VALUES = 2**28  # of all images of a grid of more than ten rows: 1 GiB
+AT_ONCE = 2**20  # values of images drawn at once
 WIDTH = 600  # pixels that small images are enlarged to, about
 _GAP = 2
 
@@ -53,8 +54,7 @@ def grid(generator: Generator, rows: int = 10, columns: int | None = None, seed:
     index = _cells(generator, rows, columns)
     rows = len(index) // columns
     shown = index >= 0
-    drawn = index[shown].to(generator.device)
-    images = generator.draw(latents.latents(seed, 0, drawn, generator.spec.latent), drawn)[0].cpu()
+    images = _draw(generator, index[shown].to(generator.device), seed)
     if not finite(images):
         raise FormatError(
             f"{generator.name or 'The generator'} draws values that are not finite.",
@@ -62,11 +62,18 @@ def grid(generator: Generator, rows: int = 10, columns: int | None = None, seed:
         )
     images = _visible(images)
     images = images[:, :3] if images.shape[1] >= 3 else images[:, :1]
-    cells = torch.ones(len(index), *images.shape[1:])
+    cells = torch.ones(len(index), *images.shape[1:], dtype=images.dtype, device="cpu")
     cells[shown] = images
     factor = max(1, round((WIDTH / columns - _GAP) / cells.shape[3]))
     cells = F.interpolate(cells, scale_factor=factor, mode="nearest")
     return _image(make_grid(cells, nrow=columns, padding=_GAP, pad_value=1.0), grey=images.shape[1] == 1)
+
+
+def _draw(generator: Generator, index: Tensor, seed: int) -> Tensor:
+    """Return the images of indices on the CPU; large ones are drawn a few at a time."""
+    spec = generator.spec
+    parts = torch.split(index, max(1, AT_ONCE // math.prod(spec.image_shape)))
+    return torch.cat([generator.draw(latents.latents(seed, 0, part, spec.latent), part)[0].cpu() for part in parts])
 
 
 def _visible(images: Tensor) -> Tensor:
@@ -88,10 +95,10 @@ def _cells(generator: Generator, rows: int, columns: int) -> Tensor:
     """Return the index shown in each cell, row by row, int64 `[rows * columns]`; -1 for a blank one."""
     classes = generator.spec.num_classes
     if generator.images is None:
-        return torch.arange(rows * classes).view(rows, classes)[:, :columns].flatten()
+        return torch.arange(rows * classes, device="cpu").view(rows, classes)[:, :columns].flatten()
     labels = generator.labels(torch.arange(generator.images, device=generator.device)).cpu()
     own = [(labels == label).nonzero().flatten()[:rows] for label in range(columns)]
-    cells = torch.full((max(1, *(len(index) for index in own)), columns), -1)
+    cells = torch.full((max(1, *(len(index) for index in own)), columns), -1, device="cpu")
     for column, index in enumerate(own):
         cells[: len(index), column] = index
     return cells.flatten()

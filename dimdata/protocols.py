@@ -63,7 +63,9 @@ _PROTOCOLS = {
         "decay 5e-4, 1,000 epochs, batches of one image per class (64 from IPC 50 on), colour and crop augmentation, "
         "new noise each epoch. Mended: the last epoch is scored, not the best of five looks at the test set; the "
         "student is in eval mode; test images are normalised as training images are; every batch of an epoch is used "
-        "(published: none at IPC 1 and 10 with the default batch of 128). Otherwise than published: labels are "
+        "(published: none at IPC 1 and 10 with the default batch of 128). Otherwise than published: CIFAR-10 is "
+        "normalised by its channels' deviation over all pixels (there by the mean deviation of an image, which makes "
+        "varied colours a fifth weaker); labels are "
         "balanced (there uniform random, unless a batch holds one image per class). The published ResNets are thin "
         "on CIFAR (resnet18-thin here) and of full width with the ImageNet stem on MNIST, Fashion-MNIST and SVHN "
         "(resnet18-imagenet here).",

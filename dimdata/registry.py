@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import threading
 from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
 from typing import Generic, TypeVar
 
-from dimdata.errors import ArgumentError, NotFoundError, nearest
+from dimdata.errors import ArgumentError, DimdataError, NotFoundError, nearest
 
 T = TypeVar("T")
+
+_LOADING = threading.RLock()  # one for all tables, which may look into one another while they are filled
 
 
 class Registry(Generic[T]):
@@ -26,7 +29,7 @@ class Registry(Generic[T]):
         self.group = group
         self._modules = modules
         self._entries: dict[str, T] = {}
-        self._loaded = False
+        self._loading = self._loaded = False
 
     def register(self, name: str) -> Callable[[T], T]:
         """Return a decorator that files its argument under `name`."""
@@ -40,13 +43,33 @@ class Registry(Generic[T]):
         return add
 
     def _load(self) -> None:
+        """Fill the table at its first use, whole or not at all: another thread waits, and a failure is told each time.
+
+        Raises:
+            DimdataError: If another package cannot be imported.
+        """
         if self._loaded:
             return
-        self._loaded = True
-        for module in self._modules:
-            importlib.import_module(module)
-        for point in entry_points(group=self.group):
-            point.load()
+        with _LOADING:
+            if self._loading or self._loaded:  # loading: what is being imported looks a name up
+                return
+            self._loading = True
+            try:
+                for module in self._modules:
+                    importlib.import_module(module)
+                for point in entry_points(group=self.group):
+                    try:
+                        point.load()
+                    except Exception as error:  # whatever a package does on import
+                        package = point.dist.name if point.dist else point.value
+                        raise DimdataError(
+                            f"The package {package} adds the {self.what} {point.name!r:.80}, and cannot be imported "
+                            f"({type(error).__name__}: {error!s:.200}).",
+                            "Mend it, or uninstall it.",
+                        ) from error
+                self._loaded = True
+            finally:
+                self._loading = False
 
     def __iter__(self) -> Iterator[str]:
         self._load()

@@ -100,10 +100,11 @@ class Whitening:
     def _on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """Return mean `[P]`, components `[K, P]` and what each adds to the factor 1 / sqrt(eps), `[K]`, in float32."""
         if device not in self._placed:
-            mean, components, variances = (t.to(device, torch.float32) for t in self._tensors())
-            gains = (variances + self.spec.eps).rsqrt() - self.spec.eps**-0.5
-            unit = F.normalize(components.flatten(1))  # as they were before they were rounded
-            self._placed[device] = (mean.flatten(), unit, gains)
+            with torch.inference_mode(False):  # they are kept, and later calls may be differentiated
+                mean, components, variances = (t.to(device, torch.float32, copy=True) for t in self._tensors())
+                gains = (variances + self.spec.eps).rsqrt() - self.spec.eps**-0.5
+                unit = F.normalize(components.flatten(1))  # as they were before they were rounded
+                self._placed[device] = (mean.flatten(), unit, gains)
         return self._placed[device]
 
     def _tensors(self) -> tuple[Tensor, Tensor, Tensor]:

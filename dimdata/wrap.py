@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -95,10 +93,12 @@ def _arrays(path: Path) -> dict[str, Any]:
                 for group in (IMAGES, LABELS, TARGETS, CLASSES):
                     if name := next((name for name in group if name in names), None):
                         found[group[0]] = archive[name]
-    except (OSError, ValueError, EOFError, MemoryError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # of a damaged file numpy and zipfile raise what they like
         if "allow_pickle" in str(error):
             raise DataError(f"{path} holds Python objects, which are not read.", "Save plain arrays.") from error
-        raise DataError(f"{path} is not a readable .npz file: {error!s:.120}.") from error
+        raise DataError(
+            f"{path} is not a readable .npz file: {error!s:.120}.", "Save it again with numpy.savez."
+        ) from error
     if not names:
         raise DataError(f"{path} holds no named arrays.", "Save images and labels together with numpy.savez.")
     held = ", ".join(names)

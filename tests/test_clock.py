@@ -134,7 +134,7 @@ def test_two_workers_open_an_epoch_once():
 @pytest.mark.parametrize("length", [1, MAX_MARKS, MAX_MARKS + 1, 10_000_000, 2**40])
 def test_the_memory_is_bounded(length):
     clock = EpochClock(length)
-    assert clock._memory.nbytes <= 2 * MAX_MARKS + 16
+    assert clock._memory.nbytes <= 2 * MAX_MARKS + 24
     assert len(pickle.dumps(clock)) < 1000
     assert read(clock, 0, length - 1) == 0
 
@@ -168,3 +168,30 @@ def test_the_shared_pickle_is_small():
     buffer = io.BytesIO()
     ForkingPickler(buffer, pickle.HIGHEST_PROTOCOL).dump(EpochClock(10_000_000))
     assert len(buffer.getvalue()) < 2_000
+
+
+def test_a_part_in_which_nothing_is_marked_has_whole_epochs_too():
+    clock = EpochClock(10_000_000)
+    part = torch.arange(1_000)
+    part = part[torch.tensor([len(clock._places(index[None])) == 0 for index in part])]
+    assert len(part) > 500
+    for epoch in range(4):
+        assert {clock.read(batch) for batch in part.split(7)} == {epoch}
+    assert clock.next_epoch == 4
+    clock.set(9)
+    assert [clock.read(batch) for batch in part.split(400)] == [9, 9, 9][: len(part.split(400))]
+
+
+def test_no_read_sets_the_epoch_back():
+    """A reader that was held up between its two looks at the epoch finds that others are further."""
+    clock = EpochClock(10)
+    read(clock, 3)
+    late = shared(clock)
+    asked = iter([0, 7])  # what it sees of the epoch
+    type(late).epoch, kept = property(lambda self: next(asked)), type(late).epoch
+    try:
+        clock._epoch.fill_(7)
+        late.read(torch.tensor([3]))
+    finally:
+        type(late).epoch = kept
+    assert clock.epoch == 7

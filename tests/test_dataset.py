@@ -18,10 +18,11 @@ from torch.utils.data import (
     random_split,
 )
 
-from dimdata import latents
+from dimdata import artifact, latents, outputs, preview
 from dimdata.dataset import GeneratedDataset
 from dimdata.errors import ArgumentError, DeviceError, DimdataError, OutOfRangeError
 from dimdata.generators.network import NetworkGenerator
+from dimdata.generators.staged import join
 from dimdata.generators.table import table_generator
 from dimdata.outputs import Normalize
 from dimdata.recipe import Leg, Recipe
@@ -76,6 +77,49 @@ def test_another_default_device_changes_nothing():
         torch.set_default_device(None)
     assert torch.equal(images, expected[0])
     assert torch.equal(targets, expected[1])
+
+
+def test_another_default_device_changes_nothing_of_classes_that_are_asked_for():
+    generator = network()
+    expected = generator.sample([1, 2, 2])
+    torch.set_default_device("meta")
+    try:
+        images, targets = generator.sample([1, 2, 2])
+    finally:
+        torch.set_default_device(None)
+    assert torch.equal(images, expected[0])
+    assert torch.equal(targets, expected[1])
+
+
+@pytest.mark.parametrize("kind", ["network", "soft", "staged"])
+def test_another_default_dtype_changes_nothing(kind, tmp_path):
+    made = {
+        "network": network,
+        "soft": lambda: table(targets=torch.full((6, 3), 1 / 3)),
+        "staged": lambda: join([network(), network()], RECIPE, "dim"),
+    }[kind]()
+    folder = artifact.save(made, tmp_path / "generator")
+    expected, picture = GeneratedDataset(folder, 2)[[0, 1, 2]], preview.png(artifact.load(folder), rows=1)
+    torch.set_default_dtype(torch.float64)
+    try:
+        images, targets = GeneratedDataset(folder, 2)[[0, 1, 2]]
+        again = preview.png(artifact.load(folder), rows=1)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(images, expected[0])
+    assert torch.equal(targets, expected[1])
+    assert again == picture
+
+
+def test_what_is_made_in_inference_mode_serves_outside():
+    outputs._column.cache_clear()
+    with torch.inference_mode():
+        data = GeneratedDataset(network(), 1)
+        data.normalize(torch.rand(2, 1, 12, 12))
+    assert len(next(iter(data.loader(5)))[0]) == 5
+    images = torch.rand(2, 1, 12, 12, requires_grad=True)
+    data.normalize(images).sum().backward()
+    assert images.grad is not None
 
 
 def test_items_of_a_network():
@@ -283,6 +327,13 @@ def test_a_state_before_the_first_pass_is_the_first_pass():
     assert set(epochs_of(data[[0, 1]][0])) == {0}
 
 
+@pytest.mark.parametrize(("name", "value"), [("epoch", -5), ("epoch", "x"), ("base", 2**63), ("epoch", 1.5)])
+def test_a_state_without_an_epoch_is_refused(name, value):
+    data = GeneratedDataset(echo(), ipc=1)
+    with pytest.raises(ArgumentError, match=f"{name} of the state"):
+        data.load_state_dict({**data.state_dict(), name: value})
+
+
 def test_a_state_of_another_seed_is_refused():
     data = GeneratedDataset(echo(), ipc=4, seed=3)
     with pytest.raises(ArgumentError, match=r"seed 0.*seed 3"):
@@ -312,7 +363,7 @@ def test_a_million_images_per_class_cost_nothing():
     data = GeneratedDataset(generator, ipc=1_000_000)
     assert time.process_time() - start < 1  # making ten million of anything in Python takes longer
     assert len(data) == 10_000_000
-    assert data._clock._memory.nbytes <= 2**21 + 16
+    assert data._clock._memory.nbytes <= 2**21 + 24
     assert len(pickle.dumps(data)) < small + 100
     assert data[9_999_999][1] == 9
     assert len(data.targets) == 10_000_000
@@ -592,6 +643,16 @@ def test_a_batch_transform_sees_each_batch_once_in_the_output_form_before_transf
 def test_no_ipc(ipc):
     with pytest.raises(ArgumentError, match=r"ipc is .* from 1 to 109,951,162,777"):
         GeneratedDataset(network(), ipc=ipc)
+
+
+def test_a_stage_may_be_a_numpy_integer():
+    data = GeneratedDataset(join([network(), network()], RECIPE, "dim"), 1, stage=np.int64(1))
+    assert data.generator.stages == 1
+
+
+def test_a_seed_of_sample_is_a_whole_number():
+    with pytest.raises(ArgumentError, match=r"seed is 1\.5"):
+        network().sample([1], seed=1.5)
 
 
 def test_ipc_may_be_a_numpy_integer():

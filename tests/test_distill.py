@@ -246,8 +246,8 @@ def test_time_is_measured_for_two_seconds_at_least(tmp_path, monkeypatch):
 
 
 def test_what_a_short_run_would_not_win_back_is_not_compiled():
-    assert compiling("auto", 5.0, None) == compiling("auto", None, 60) == "off"
-    assert compiling("auto", 10.0, None) == compiling("auto", None, 100) == compiling("auto", None, None) == "auto"
+    assert compiling("auto", 5.0, 1_000) == compiling("auto", None, 60) == "off"
+    assert compiling("auto", 10.0, 60) == compiling("auto", None, 100) == "auto"
     assert compiling("on", 1.0, 1) == "on"
 
 

@@ -81,7 +81,7 @@ def run(
         )
     counts, students = None if ipc is None else images_per_class(ipc), words(student or "")
     from dimdata import load
-    from dimdata.cells import check_baselines, check_draws
+    from dimdata.cells import budgets, check_baselines, check_draws
     from dimdata.engine import Engine, keep_freed_memory
     from dimdata.evaluate import evaluate
     from dimdata.hub.readme import add_scores, require_refreshable
@@ -100,8 +100,15 @@ def run(
     weights = require_refreshable(name) if update_card else ""
     keep_freed_memory()
     generator = options.levered(load(name), levers, teacher)
+    figures = budgets(generator.view(stage=stage), counts)
     if by_stage:
         require_stages(generator.view(stage=stage), find_protocol(protocol))
+    elif plot is not None and figures == [None]:
+        raise ArgumentError(
+            f"{generator.name or 'This generator'} stores unequal numbers of images of its classes, so there are no "
+            "figures at a number of images per class to plot.",
+            "Leave out --plot.",
+        )
     elif plot is not None and epochs is not None and generator.images is None and "fixed" not in draws:
         raise ArgumentError(
             "Under --epochs a fresh draw has no figures at a number of images per class to plot.",

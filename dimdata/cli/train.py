@@ -103,8 +103,11 @@ def run(
     else:
         generator, test = _generated(name, stage, real, root)
     generator = options.levered(generator, levers, teacher)
-    if plot is not None and (generator.stages < 2 or test is None):
+    walked_legs = [leg for leg in generator.recipe.legs if leg.stage is not None]
+    if plot is not None and (generator.stages < 2 or test is None or not walked_legs):
         lacks = "has no stages" if generator.stages < 2 else "comes without test images"
+        if generator.stages > 1 and test is not None:
+            lacks = "has a recipe that does not walk its stages"
         raise ArgumentError(f"{generator.name} {lacks}, so there is nothing to plot.", "Leave out --plot.")
     recipe = generator.recipe if epochs is None else with_epochs(generator.recipe, epochs, generator.name or "")
     if augment is not None:

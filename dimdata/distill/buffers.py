@@ -59,6 +59,7 @@ class BufferInfo(Record):
         dialect: Of the augmentation.
         zca: What the whitening of the images adds to each variance; 0 = they are not whitened.
         code: Digest of what is known of a network of the user's own; empty for one with a name.
+        precision: What the experts are trained in; empty where nobody knows.
     """
 
     student: str
@@ -74,12 +75,13 @@ class BufferInfo(Record):
     dialect: Literal["one", "each", "idc"] = "one"
     zca: float = 0.0
     code: str = ""
+    precision: Literal["", "fp32", "bf16"] = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return what `from_json` reads; what is not done is left out, as in buffers from before it could be."""
         data = super().to_json()
         left_out = [*([] if self.augment else ["augment", "dialect"])]
-        left_out += [name for name in ("zca", "code") if not data[name]]
+        left_out += [name for name in ("zca", "code", "precision") if not data[name]]
         return {name: value for name, value in data.items() if name not in left_out}
 
     @classmethod

@@ -7,6 +7,11 @@ distributions are learned too, and there may be fewer images than classes.
 
 The result belongs to the order, the step sizes and the start it was learned for; its recipe carries all three.
 
+Otherwise than published: the learning rates fall by a cosine (`lr_end`; there to a half every 40 epochs); the networks
+of a step share the `batch_size` real images out, and the mean of their gradients counts (there each sees all of them,
+and the sum counts); gradients are cut (`clip`, `network_clip`); and where networks are trained first, `pretrain.count`
+of them are (8 unless it is set; there 2,000).
+
 As a later stage of a progressive distillation it learns more images, and their step sizes, for networks at the end of
 the stages before. Unrolling goes through the stage's own part of a student's training alone, so a step of learning
 costs less by the number of stages: each stage takes as many of them as the method takes without stages.

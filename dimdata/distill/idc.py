@@ -3,7 +3,8 @@
 Each step asks how a network that is being trained would be moved by real images of a class, and changes the learned
 images so that they would move it alike; then the network takes its steps on real images. After `inner` steps another
 network takes its place. A stored image is a sheet of `factor` x `factor` smaller ones, which are drawn enlarged
-(multi-formation), so that a class has `ipc * factor**2` images in the bytes of `ipc`.
+(multi-formation), so that a class has `ipc * factor**2` images in the bytes of `ipc`. Otherwise than published, the
+images of all classes move in one step, not one class after another.
 """
 
 from __future__ import annotations

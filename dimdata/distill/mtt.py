@@ -175,6 +175,7 @@ class MTT(TableMethod):
             dialect=config.dialect,
             zca=config.zca,
             code=_code(config.student, real),
+            precision="bf16" if engine.bf16 else "fp32",
         )
         self.buffer = Buffer(self._folder(info), info, config.experts)
         self.expert: Expert | None = None

@@ -316,7 +316,8 @@ class PDD(Method):
         training: dict[str, float] = {"networks": config.networks, "age": age, "youngest": config.youngest}
         if config.real_steps:
             training |= {"real_steps": config.real_steps, "real_lr": config.real_lr}
-        text = canonical_json(training | {"seed": seed, "recipe": generator.recipe.to_json()})
+        of = {"seed": seed, "recipe": generator.recipe.to_json(), "bf16": self.engine.bf16}
+        text = canonical_json(training | of)
         found = hashlib.blake2b(text.encode(), digest_size=16)
         for _, tensor in sorted((generator.state_dict() | generator.recipe_tensors).items()):
             found.update(tensor.detach().cpu().contiguous().numpy().data)

@@ -32,7 +32,7 @@ from dimdata.hub.readme import save_with_card
 from dimdata.real import RealData, load_real, validation_split
 from dimdata.spec import Record
 from dimdata.students.compiling import room_for_shapes
-from dimdata.students.train import accuracy, train
+from dimdata.students.train import accuracy, require_recipe, train
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -108,24 +108,27 @@ def distill(
     old = existing(folder, resume)
     kept = old.minutes if old and steps is None else None  # the time budget of the run that goes on
     budget = minutes if minutes is not None else kept
-    of_steps = steps or (old.steps if old and old.minutes is None else None)
-    engine = Engine.of(device, precision, compiling(compile, budget, of_steps))
+    Engine.of(device, precision, "off")  # what is wrong with it is told before data is read
     real = load_real(data, root=root)
     if probes:
         real = validation_split(real)
+    of_steps = steps or (old.steps if old else kind.budget(chosen, real))
+    engine = Engine.of(device, precision, compiling(compile, budget, of_steps))
     plan = Plan(
         method=method,
         data=real.name,
         fingerprint=real.fingerprint,
         config=chosen.to_json(),
         seed=seed,
-        steps=steps or (old.steps if old else kind.budget(chosen, real)),
+        steps=of_steps,
         minutes=budget,
         probes=probes,
     )
     if old:
         compare(old, plan)
-    run = Run(folder, plan, kind(chosen, real, engine, seed, plan.steps), progress, command)
+    made = kind(chosen, real, engine, seed, plan.steps)
+    require_recipe(made.outline())
+    run = Run(folder, plan, made, progress, command)
     done = run.restore() if old else 0
     with room_for_shapes(engine):  # each network of a pool is compiled by itself
         if minutes is not None and minutes != kept:
@@ -137,11 +140,15 @@ def distill(
         return run.go(done)
 
 
-def compiling(asked: str, minutes: float | None, steps: int | None) -> str:
-    """Return whether a run of a budget compiles, as `Engine.of` is told: `auto` is off where it would not pay."""
-    short = (minutes is not None and minutes < COMPILE_FROM_MINUTES) or (
-        steps is not None and steps < COMPILE_FROM_STEPS
-    )
+def compiling(asked: str, minutes: float | None, steps: int) -> str:
+    """Return whether a run compiles, as `Engine.of` is told: `auto` is off where it would not pay.
+
+    Args:
+        asked: `auto`, `on` or `off`.
+        minutes: The budget, where it is one of time.
+        steps: The budget where it is none of time; the same in every sitting of a run.
+    """
+    short = steps < COMPILE_FROM_STEPS if minutes is None else minutes < COMPILE_FROM_MINUTES
     return "off" if asked == "auto" and short else asked
 
 
@@ -387,7 +394,9 @@ class Run:
             self.taken[phase.name] = self.taken.get(phase.name, 0) + 1
             done = first + step + 1
             now = time.perf_counter()
-            checked = now - logged >= LOG_SECONDS or step + 1 == phase.steps or self.stop or done in marks
+            checked = (
+                now - logged >= LOG_SECONDS or step + 1 == phase.steps or self.stop or done in marks or done in probes
+            )
             if checked:
                 values = {name: round(float(value), 5) for name, value in losses.items()}
                 now = time.perf_counter()

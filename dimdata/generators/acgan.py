@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dimdata.generators.layers import RunningNorm
-from dimdata.generators.network import ARCHITECTURES, Architecture
+from dimdata.generators.network import ARCHITECTURES, Architecture, require_room
 from dimdata.spec import Record, Spec, require
 
 
@@ -53,6 +53,7 @@ class AcganNet(Architecture):
         self.num_classes = spec.num_classes
         maps = [tuple(-(-side // 2**halvings) for side in sides) for halvings in (3, 2, 1, 0)]
         self.base = maps[0]
+        require_room(width, *maps[-1])
         flat = width * self.base[0] * self.base[1]
         self.project = nn.Linear(spec.num_classes + spec.latent, flat)
         self.project_norm = RunningNorm(flat)

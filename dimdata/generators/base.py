@@ -177,12 +177,13 @@ class Generator(nn.Module, ABC):
             on the other labels asked for. Where images are stored, they are walked through from the first.
 
         Raises:
-            ArgumentError: If a label is no class, or a class has no stored image.
+            ArgumentError: If a label is no class, a class has no stored image, or the seed is no whole number.
         """
         try:
-            wanted = torch.as_tensor(labels).detach().cpu().flatten()
+            on = labels if isinstance(labels, Tensor) else torch.as_tensor(labels, device="cpu")
+            wanted = on.detach().cpu().flatten()
         except (TypeError, ValueError, RuntimeError):
-            wanted = torch.zeros(1)
+            wanted = torch.zeros(1, device="cpu")
         if len(wanted) and (wanted.is_floating_point() or wanted.is_complex() or wanted.dtype == torch.bool):
             raise ArgumentError(f"The labels are {labels!r:.80}, not whole numbers.", "Use a list of class numbers.")
         wanted = wanted.to(torch.int64)
@@ -195,9 +196,9 @@ class Generator(nn.Module, ABC):
         counts = torch.bincount(wanted, minlength=self.spec.num_classes)
         starts = counts.cumsum(0) - counts
         slot = torch.empty_like(wanted)
-        slot[order] = torch.arange(len(wanted)) - starts[wanted[order]]
+        slot[order] = torch.arange(len(wanted), device="cpu") - starts[wanted[order]]
         index = self._sample_index(wanted, slot).to(self.device)
-        return self.draw(latents.normal(latents.fold(_SAMPLE, seed), index, self.spec.latent), index)
+        return self.draw(latents.normal(latents.fold(_SAMPLE, whole("seed", seed)), index, self.spec.latent), index)
 
     def _sample_index(self, labels: Tensor, slot: Tensor) -> Tensor:
         """Return the index of the slot-th image of each label."""

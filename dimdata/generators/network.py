@@ -20,6 +20,23 @@ ARCHITECTURES: Registry[type[Architecture]] = Registry(
 )
 
 
+MAX_VALUES = 2**26  # of the largest map of an image: 256 MiB
+
+
+def require_room(channels: int, height: int, width: int) -> None:
+    """Refuse a map of an image that would take too much memory: few weights can ask for any amount.
+
+    Raises:
+        FormatError: If it has over `MAX_VALUES` values.
+    """
+    count = channels * height * width
+    require(
+        count <= MAX_VALUES,
+        f"generator.options and image_shape imply a map of {channels:,} x {height:,} x {width:,} values for each "
+        f"image; {MAX_VALUES:,} are the most.",
+    )
+
+
 class Architecture(nn.Module, ABC):
     """A network from latents and labels to images; a subclass registers itself and declares its `Config`."""
 

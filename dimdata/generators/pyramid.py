@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dimdata.generators.layers import ClassAffine, ClassNorm, NoCondition, full, separable
-from dimdata.generators.network import ARCHITECTURES, Architecture
+from dimdata.generators.network import ARCHITECTURES, Architecture, require_room
 from dimdata.spec import Record, Spec, require
 
 MAX_LEVELS = 10  # from 8x8 to 4,096x4,096, the largest images that are read
@@ -101,6 +101,8 @@ class PyramidNet(Architecture):
         self.doubled, more = DOUBLINGS[config.upsampling]
         convolution, condition = CONVOLUTIONS[config.convolution], CONDITIONS[config.condition]
         cells = self.base[0] * self.base[1]
+        for level, channels_there in enumerate([max(config.stem, widths[0]), *map(max, itertools.pairwise(widths))]):
+            require_room(channels_there, self.base[0] << level, self.base[1] << level)
         # Initial weights are drawn in the order of these lines: another order is another run.
         self.project = nn.Linear(spec.latent, config.stem * cells)
         self.label = nn.Embedding(n, config.stem * cells)

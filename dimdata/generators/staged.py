@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -70,6 +71,7 @@ class NetworkStages(Generator):
     def view(self, *, stage: int | None = None, draw: str = "fresh", alone: bool = False) -> Generator:
         """Return the generator of the first stages, which shares their weights; see `Generator.view`."""
         super().view(stage=stage, draw=draw, alone=alone)
+        stage = None if stage is None else operator.index(stage)  # one of numpy's becomes a plain one
         if stage is None or stage == self.stages:
             return self
         spec = dataclasses.replace(self.spec, options={**self.spec.options, "stages": stage})
@@ -95,7 +97,7 @@ class StagedGenerator(NetworkStages):
 
     def _draw(self, latent: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         labels, stage = self.labels(index), self.stage_of(index)
-        images = torch.empty(len(index), *self.spec.image_shape, device=index.device)
+        images = torch.empty(len(index), *self.spec.image_shape, dtype=torch.float32, device=index.device)
         for number, network in enumerate(self.networks):
             rows = (stage == number).nonzero().flatten()
             if len(rows):

@@ -73,7 +73,7 @@ class TableGenerator(Generator):
         self.register_buffer("row_labels", None)
         self.register_buffer("row_targets", None)
         if spec.targets == "soft":
-            self.row_targets = torch.empty(spec.images, spec.num_classes)
+            self.row_targets = torch.empty(spec.images, spec.num_classes, dtype=torch.float32)
         elif self.config.labels:
             self.row_labels = torch.empty(spec.images, dtype=torch.int64)
 

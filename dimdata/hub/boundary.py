@@ -13,7 +13,7 @@ import random
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -37,6 +37,8 @@ BUSY = (408, 425, 429, 500, 502, 503, 504)
 LISTED = 10  # names in a hint
 
 Result = TypeVar("Result")
+
+_SECRET = re.compile(r"(\bhf_|\bBearer )[^\s'\"]+", re.IGNORECASE)  # a token, as an HTTP library may quote it
 
 _log = logging.getLogger(__name__)
 _jitter = random.Random()  # of our own: no global random state is touched
@@ -68,7 +70,7 @@ class Talk:
     doing: str
     revision: str | None = None
     cache: Path | None = None
-    token: str | bool | None = None
+    token: str | bool | None = field(default=None, repr=False)
 
     def ask(self, request: Callable[[], Result], *, again: bool = True) -> Result:
         """Return what a request returns; tried again while the Hub is busy or cuts connections.
@@ -202,6 +204,23 @@ class Talk:
         return "log in: hf auth login, or set HF_TOKEN"
 
 
+def usable_token(token: str | bool | None) -> str | bool | None:
+    """Return a token without the white space around it, such as the end of the line of a file it was read from.
+
+    Raises:
+        ArgumentError: If it holds what no token does. The message does not show it, as the HTTP library's own would.
+    """
+    if not isinstance(token, str):
+        return token
+    token = token.strip()
+    if not token or not all("!" <= character <= "~" for character in token):
+        raise ArgumentError(
+            "The token is empty, or has white space or other characters in it that no token has.",
+            "Give it as it was made, or none for that of `hf auth login`.",
+        )
+    return token
+
+
 def retry_seconds() -> float:
     """Return for how long one request is tried again: `DIMDATA_RETRY_SECONDS`.
 
@@ -215,8 +234,8 @@ def retry_seconds() -> float:
 
 
 def plain(text: object) -> str:
-    """Return what someone else wrote as one short line without control characters."""
-    line = " ".join(str(text).split())
+    """Return what someone else wrote as one short line without control characters, and without a token."""
+    line = _SECRET.sub(r"\1***", " ".join(str(text).split()))
     return "".join(c if c.isprintable() else "?" for c in line)[:200].rstrip(".")
 
 
@@ -276,9 +295,9 @@ def _is_network(error: BaseException) -> bool:
     """Whether a connection failed. HTTP libraries come and go below the client; their errors are known by names."""
     from huggingface_hub import errors
 
-    if isinstance(error, errors.OfflineModeIsEnabled):
-        return False
     names = {kind.__name__ for kind in type(error).__mro__}
+    if isinstance(error, errors.OfflineModeIsEnabled) or "LocalProtocolError" in names:  # nothing was sent
+        return False
     short = type(error) is OSError and "Consistency check failed" in str(error)  # fewer bytes came than were announced
     return short or isinstance(error, ConnectionError | TimeoutError) or bool(names & {"TransportError", "gaierror"})
 

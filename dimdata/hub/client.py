@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from dimdata import __version__
 from dimdata.errors import DimdataError, FormatError, WorldError
 from dimdata.files import CONFIG, HOLDOUT, MAX_JSON, MODEL, max_bytes
-from dimdata.hub.boundary import Damaged, Talk
+from dimdata.hub.boundary import Damaged, Talk, usable_token
 from dimdata.hub.cache import COMMIT, NEEDED, OPTIONAL, Store, digest
 from dimdata.names import require_repository, require_revision
 
@@ -50,7 +50,7 @@ def download(
     Raises:
         NotFoundError: If there is no such repository or revision.
         AccessError: If there is no access to it.
-        ArgumentError: If the name or the revision is malformed.
+        ArgumentError: If the name, the revision or the token is malformed.
         FormatError: If it is not a generator, is larger than the limit, or arrives damaged.
         WorldError: If the Hub cannot be reached and the cache does not hold the generator, or cannot be written.
     """
@@ -58,6 +58,7 @@ def download(
 
     require_repository(repo_id)
     require_revision(revision)
+    token = usable_token(token)
     store = Store(repo_id, cache_dir)
     offline = local_files_only or constants.is_offline_mode()
     if offline or (revision is not None and COMMIT.fullmatch(revision) and not check):

@@ -7,7 +7,7 @@ that dimdata did not make is a person's altogether.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,6 +101,7 @@ def _blocks(body: str) -> tuple[str, ...]:
 def _metadata(text: str) -> dict[str, Any]:
     """Read the YAML of a head."""
     import yaml  # type: ignore[import-untyped]  # of huggingface_hub, which reads and writes cards by it
+    from huggingface_hub import ModelCardData
 
     try:
         data = yaml.safe_load(text) or {}
@@ -109,21 +110,23 @@ def _metadata(text: str) -> dict[str, Any]:
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
         raise _unreadable("is not a list of names and values")
     _require_few(data)
+    if taken := [key for key in data if key == "self" or hasattr(ModelCardData, key)]:
+        raise _unreadable(f"has the name {taken[0]!r:.40}, which huggingface_hub uses for itself")
     return {key: value for key, value in data.items() if value is not None}
 
 
 def _require_few(data: Any) -> None:
     """Raise `FormatError` for more than `MAX_VALUES` values: a few aliases can stand for any number of them."""
-    count, level = 0, [data]
+    count, level = 1, [data]
     while level:
-        count += len(level)
-        level = [item for value in level for item in _items(value)] if count <= MAX_VALUES else []
-    if count > MAX_VALUES:
-        raise _unreadable(f"holds over {MAX_VALUES:,} values")
+        count += sum(len(_items(value)) for value in level)  # before so many are listed
+        if count > MAX_VALUES:
+            raise _unreadable(f"holds over {MAX_VALUES:,} values")
+        level = [item for value in level for item in _items(value)]
 
 
-def _items(value: Any) -> list[Any]:
-    return list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+def _items(value: Any) -> Collection[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple | set) else ()
 
 
 def _unreadable(why: str) -> FormatError:

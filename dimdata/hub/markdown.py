@@ -9,6 +9,7 @@ from typing import Any
 from dimdata.report import escape
 
 LONG = 400  # characters of one fact
+DEEP = 8  # levels of one fact
 
 
 def printable(text: object, most: int = LONG) -> str:
@@ -29,12 +30,15 @@ def shown(value: object, most: int = LONG) -> str:
     return re.sub(r"\A([0-9]+)([.)])(?=\s|\Z)", r"\1\\\2", text)
 
 
-def fact(value: Any) -> str:
-    """Return a value of JSON in words; empty where it says nothing."""
+def fact(value: Any, deep: int = DEEP) -> str:
+    """Return a value of JSON in words, of its first `deep` levels; empty where it says nothing."""
+    if isinstance(value, Mapping | list | tuple) and not deep:
+        return "..."
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {fact(item)}" for key, item in value.items() if fact(item))
+        parts = [(key, fact(item, deep - 1)) for key, item in value.items()]
+        return ", ".join(f"{key} {part}" for key, part in parts if part)
     if isinstance(value, list | tuple):
-        return ", ".join(fact(item) for item in value)
+        return ", ".join(fact(item, deep - 1) for item in value)
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):

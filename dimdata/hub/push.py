@@ -16,7 +16,7 @@ from dimdata.config import ArtifactConfig
 from dimdata.errors import AccessError, ArgumentError, ConflictError, FormatError, WorldError
 from dimdata.files import CARD, CONFIG, FILES, HOLDOUT, MAX_JSON, MODEL, PREVIEW, max_bytes, read_bytes, world_error
 from dimdata.generators.base import Generator
-from dimdata.hub.boundary import Talk, plain
+from dimdata.hub.boundary import Talk, plain, usable_token
 from dimdata.hub.cache import COMMIT
 from dimdata.hub.client import hub_api
 from dimdata.hub.pull import loading
@@ -188,10 +188,10 @@ def _token(token: str | None) -> str:
 
     if constants.is_offline_mode():
         raise WorldError("A push needs the Hub, and HF_HUB_OFFLINE is set.", "Unset HF_HUB_OFFLINE.")
-    found = token if isinstance(token, str) else get_token()
+    found = usable_token(token) if isinstance(token, str) else get_token()
     if not found:
         raise AccessError("A push needs a token, and none is set.", "Run: hf auth login, or set HF_TOKEN.")
-    return found
+    return str(found)
 
 
 @dataclass
@@ -205,7 +205,7 @@ class _Push:
     create_pr: bool
     message: str | None
     tag: str | None
-    token: str
+    token: str = field(repr=False)
     api: HfApi = field(init=False)
     talk: Talk = field(init=False)
 

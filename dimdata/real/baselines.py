@@ -97,7 +97,9 @@ def _pixels(real: RealData, label: int) -> Tensor:
 def _centres(real: RealData, pixels: Tensor, recipe: Recipe) -> TableGenerator:
     """Make a table of pixels `[slots, num_classes, P]`."""
     images = pixels.round().to(torch.uint8).view(-1, *real.image_shape)
-    return _table(real, Split(images, torch.arange(len(images)) % real.num_classes, real.num_classes), recipe)
+    return _table(
+        real, Split(images, torch.arange(len(images), device="cpu") % real.num_classes, real.num_classes), recipe
+    )
 
 
 def _lloyd(points: Tensor, centres: Tensor) -> Tensor:

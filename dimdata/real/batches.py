@@ -26,11 +26,11 @@ class _Walk:
         self.most = most
         self._members = members
         self._key = key
-        self._counts = torch.tensor([len(rows) for rows in members])
+        self._counts = torch.tensor([len(rows) for rows in members], device="cpu")
         self._turns = (most + self._counts - 2).div(self._counts, rounding_mode="floor") + 1
         self._length = self._turns * self._counts
         self._start = self._length.cumsum(0) - self._length
-        self._ring = torch.empty(int(self._length.sum()), dtype=torch.int64)
+        self._ring = torch.empty(int(self._length.sum()), dtype=torch.int64, device="cpu")
         self._held: dict[tuple[int, int], int] = {}
         self._span: tuple[Tensor, Tensor] | None = None
 
@@ -98,14 +98,14 @@ class Batches:
             Images float32 `[B, C, H, W]` in [0, 1] and labels int64 `[B]`, on the device.
         """
         begin, n = step * self.batch_size, self.num_classes
-        place = torch.arange(begin, begin + self.batch_size)
+        place = torch.arange(begin, begin + self.batch_size, device="cpu")
         low, high = begin // n, (begin + self.batch_size - 1) // n
         return self._gather(self._walk(None, high - low + 1).rows(place % n, place // n, low, high))
 
     def labels_at(self, step: int) -> Tensor:
         """Return the labels int64 `[B]` of batch `step` on the CPU, without waiting for the device."""
         begin = step * self.batch_size
-        return torch.arange(begin, begin + self.batch_size) % self.num_classes
+        return torch.arange(begin, begin + self.batch_size, device="cpu") % self.num_classes
 
     def matched(self, labels: Tensor, step: int, stream: str) -> tuple[Tensor, Tensor]:
         """Return other images with exactly the given labels, for terms that pair real images by label.
@@ -125,7 +125,7 @@ class Batches:
         counts = torch.bincount(label, minlength=self.num_classes)
         order = torch.argsort(label, stable=True)
         slot = torch.empty_like(label)
-        slot[order] = torch.arange(len(label)) - (counts.cumsum(0) - counts)[label[order]]
+        slot[order] = torch.arange(len(label), device="cpu") - (counts.cumsum(0) - counts)[label[order]]
         most = int(counts.max())
         low = step * -(-len(label) // self.num_classes)
         return self._gather(self._walk(stream, most).rows(label, low + slot, low, low + most - 1))

@@ -25,7 +25,7 @@ def _order(split: Split, key: int) -> Tensor:
     by_class = torch.argsort(labels, stable=True)
     starts = split.counts.cumsum(0) - split.counts
     rank = torch.empty_like(labels)
-    rank[by_class] = torch.arange(len(split)) - starts[labels[by_class]]
+    rank[by_class] = torch.arange(len(split), device=labels.device) - starts[labels[by_class]]
     return order[torch.argsort(rank * split.num_classes + labels)]
 
 
@@ -86,7 +86,7 @@ def validation_split(real: RealData, fraction: float = 0.1, seed: int = 0) -> Re
         part = min(max(1, round(count * fraction)), count - 1)
         own = (train.labels == label).nonzero().flatten()
         aside.append(own[permutation(fold(_VALIDATION, seed, label), count)[:part]])
-    chosen = torch.zeros(len(train), dtype=torch.bool)
+    chosen = torch.zeros(len(train), dtype=torch.bool, device="cpu")
     chosen[torch.cat(aside)] = True
-    rows = torch.arange(len(train))
+    rows = torch.arange(len(train), device="cpu")
     return dataclasses.replace(real, train=train.select(rows[~chosen]), test=train.select(rows[chosen]))

@@ -241,9 +241,9 @@ def _split(images: Any, labels: Any, what: str, num_classes: int | None) -> Spli
 def _moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return the mean and standard deviation of each channel, in float64, by way of exact histograms."""
     means, stds = [], []
-    values = torch.arange(256, dtype=torch.float64) / 255
+    values = torch.arange(256, dtype=torch.float64, device="cpu") / 255
     for channel in images.unbind(1):
-        counts = torch.zeros(256, dtype=torch.int64)
+        counts = torch.zeros(256, dtype=torch.int64, device="cpu")
         for begin in range(0, len(channel), 1024):  # bincount widens to int64, so a part at a time
             counts += torch.bincount(channel[begin : begin + 1024].flatten(), minlength=256)
         weights = counts.double() / channel.numel()

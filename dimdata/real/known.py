@@ -197,7 +197,7 @@ def load_digits() -> RealData:
     from safetensors.torch import load
 
     tensors = load(importlib.resources.files("dimdata").joinpath("data/digits.safetensors").read_bytes())
-    is_test = torch.zeros(len(tensors["labels"]), dtype=torch.bool)
+    is_test = torch.zeros(len(tensors["labels"]), dtype=torch.bool, device="cpu")
     is_test[tensors["test"]] = True
     return RealData.from_arrays(
         tensors["images"][~is_test],

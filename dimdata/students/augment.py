@@ -118,8 +118,13 @@ def crop(images: Tensor, values: Tensor, pad: float) -> Tensor:
     batch, channels, height, width = images.shape
     top, left = math.floor(height * pad + 0.5), math.floor(width * pad + 0.5)
     padded = F.pad(images, (left, left, top, top))
-    rows = (values[:, 0] * (2 * top + 1)).long()[:, None] + torch.arange(height, device=images.device)
-    columns = (values[:, 1] * (2 * left + 1)).long()[:, None] + torch.arange(width, device=images.device)
+    # In half precision a value may be rounded up to 1.
+    rows = (values[:, 0] * (2 * top + 1)).long().clamp_(max=2 * top)[:, None] + torch.arange(
+        height, device=images.device
+    )
+    columns = (values[:, 1] * (2 * left + 1)).long().clamp_(max=2 * left)[:, None] + torch.arange(
+        width, device=images.device
+    )
     moved = padded.gather(2, rows[:, None, :, None].expand(batch, channels, height, padded.shape[3]))
     return moved.gather(3, columns[:, None, None, :].expand(batch, channels, height, width))
 

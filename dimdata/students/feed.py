@@ -95,11 +95,11 @@ class Feed:
             yield from zip(torch.split(images, sizes), torch.split(targets, sizes), strict=True)
 
     def first(self, shown: int) -> Tensor:
-        """Return the indices int64 `[N]` that so many images show, from the first on, each once."""
+        """Return the indices int64 `[N]` that so many images show, from the first on."""
         order = self._order(self.first_epoch)[self.skipped :]
         if shown > len(order) < self.images:
             order = torch.cat([order, self._order(self.first_epoch + 1)])
-        return order[:shown].unique()
+        return order[:shown]
 
     def _order(self, epoch: int) -> Tensor:
         """Return the order of an epoch, int64 `[images]`."""

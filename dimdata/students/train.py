@@ -344,6 +344,34 @@ def _images_by_size(feeds: list[Feed], total: int) -> dict[int, int]:
     return shown
 
 
+def require_recipe(generator: Generator) -> None:
+    """Find out before a distillation whether students can be trained by the recipe of what it will make.
+
+    Args:
+        generator: Like the finished one in all but its values.
+
+    Raises:
+        ArgumentError: If the recipe names tensors or stages that there will not be.
+        NotFoundError: If it names a student or an augmentation that there is not.
+    """
+    recipe, stages = generator.recipe, generator.stages
+    missing = [name for name in recipe.tensors if name not in generator.recipe_tensors]
+    if missing:
+        raise ArgumentError(
+            f"The recipe names the tensor {missing[0]!r:.80}, which this method does not make.",
+            "Take it out of the recipe.",
+        )
+    if recipe.start.student:
+        find_student(recipe.start.student)
+    for number, leg in enumerate(recipe.legs, 1):
+        parse(leg.augment, leg.dialect, mixing=True)
+        if (leg.stage or 1) > stages:
+            raise ArgumentError(
+                f"Leg {number} of the recipe is of stage {leg.stage}, and there will be {stages}.",
+                "Leave its stage out, or distil in stages (--method pdd).",
+            )
+
+
 def check_fit(network: nn.Module, spec: Spec, device: torch.device) -> None:
     """Raise `ArgumentError` unless a network on the device maps images of the generator to one logit for each class."""
     training = network.training

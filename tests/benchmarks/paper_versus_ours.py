@@ -238,7 +238,7 @@ def main() -> None:
     arguments = parser.parse_args()
     keep_freed_memory()
     arguments.epochs = arguments.epochs or (40 if arguments.toy else 1000)
-    engine = Engine.of(arguments.device, arguments.precision, compiling(arguments.compile, arguments.minutes, None))
+    engine = Engine.of(arguments.device, arguments.precision, compiling(arguments.compile, arguments.minutes, 0))
     real = load_real(arguments.data, root=arguments.root)
     ours = arguments.ours or ("dim-mnist" if arguments.toy else f"dim-{real.name}")
     arguments.recipe = arguments.recipe or ours
