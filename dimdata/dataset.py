@@ -345,7 +345,7 @@ class GeneratedDataset(Dataset[tuple[Any, Any]]):
         try:
             index = torch.as_tensor(indices, device="cpu")
         except (TypeError, ValueError, RuntimeError, OverflowError):
-            index = torch.empty(0, 0)
+            index = torch.empty(0, 0, device="cpu")
         if not len(indices):
             return index.to(torch.int64)
         if index.ndim != 1 or index.is_floating_point() or index.is_complex() or index.dtype == torch.bool:

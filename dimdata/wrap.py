@@ -188,7 +188,7 @@ def _index_order(labels: Tensor) -> Tensor:
     counts = torch.bincount(labels)
     starts = (counts.cumsum(0) - counts)[labels[by_label]]
     slot = torch.empty_like(labels)
-    slot[by_label] = torch.arange(len(labels)) - starts
+    slot[by_label] = torch.arange(len(labels), device="cpu") - starts
     return torch.argsort(slot * len(counts) + labels)
 
 

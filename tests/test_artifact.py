@@ -421,6 +421,7 @@ def test_holdout(tmp_path: Path, table: TableGenerator) -> None:
         {**given, "labels": torch.tensor([3, 1, 4, 10])},
         {**given, "images": given["images"][:3]},
         {"images": given["images"][:0], "labels": given["labels"][:0]},
+        {"images": given["images"][0], "labels": given["labels"][0]},
     ):
         with pytest.raises(ArgumentError, match="do not fit"):
             artifact.save(table, tmp_path / "g", holdout=wrong)

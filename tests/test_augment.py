@@ -120,6 +120,13 @@ def test_crop_moves_by_at_most_an_eighth_and_fills_with_blanks() -> None:
     assert len(seen) == 15
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_crop_in_half_precision_stays_within_the_image(dtype: torch.dtype) -> None:
+    """A random value near 1 is rounded to 1 there."""
+    images = torch.rand(20_000, 1, 8, 8).to(dtype)
+    assert parse("crop")(images, 0).shape == images.shape
+
+
 def test_cutout_blanks_a_rectangle_of_at_most_half() -> None:
     images = batch(300)
     out = parse("cutout")(images, key=0)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 import shlex
+import tracemalloc
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -411,6 +412,8 @@ def test_a_card_of_another_hand_stays_whole(config: ArtifactConfig, other: str) 
         (("<!-- keep -->", "<!-- keep --><!-- keep -->"), "do not pair"),
         (("library_name", "a: [\nlibrary_name"), "not valid YAML"),
         (("---\ndatasets", "---\n1: 2\ndatasets"), "names and values"),
+        (("---\ndatasets", "---\nself: 2\ndatasets"), "has the name 'self'"),
+        (("---\ndatasets", "---\nto_yaml: 2\ndatasets"), "has the name 'to_yaml'"),
         (
             (
                 "---\ndatasets",
@@ -648,6 +651,25 @@ def test_long_text_is_cut(config: ArtifactConfig) -> None:
     }
     text = card(changed(config, provenance, classes=classes, dataset=long, method=long))
     assert len(text) < 20_000
+
+
+def test_a_few_aliases_that_stand_for_much_take_no_memory() -> None:
+    inner = ", ".join(["a"] * 9_000)
+    text = f"---\nx: &x [{inner}]\ny: [{', '.join(['*x'] * 900)}]\n---\n"
+    tracemalloc.start()
+    with pytest.raises(FormatError, match=f"over {MAX_VALUES:,}"):
+        kept(text)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 20_000_000, "8.1 million values would be 65 MB"
+
+
+def test_a_deep_fact_is_cut_and_takes_no_time(config: ArtifactConfig) -> None:
+    deep: Any = {"end": "x"}
+    for _ in range(60):
+        deep = {"a": deep}
+    text = card(dataclasses.replace(config, provenance={**config.provenance, "deep": deep}))
+    assert "- deep: a a a a a a a a ..." in text
 
 
 def test_helpers_of_markdown() -> None:

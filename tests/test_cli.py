@@ -350,6 +350,20 @@ def test_evaluate(run, digits_generator):
     assert len(Path("rows.jsonl").read_text().splitlines()) == 4  # nothing was trained again
 
 
+def test_a_plot_of_what_there_will_not_be_is_refused_before_training(run, digits_generator, tmp_path):
+    staged = artifact.save(make_table(), tmp_path / "staged")  # its recipe is of all stages at once
+    holdout = {"images": torch.zeros(2, 1, 28, 28, dtype=torch.uint8), "labels": torch.arange(2)}
+    artifact.save(make_table(), staged, holdout=holdout)
+    result = run("train", staged, "--student", "convnet1-w8", "--epochs", 1, "--plot", "p.svg")
+    assert (result.code, "does not walk its stages" in result.err) == (2, True)
+    np.savez(tmp_path / "odd.npz", images=np.zeros((37, 8, 8), np.uint8), labels=np.arange(37) % 10)
+    assert run("wrap", tmp_path / "odd.npz", tmp_path / "odd", "--dataset", "digits").code == 0
+    result = run("evaluate", tmp_path / "odd", "--real", "digits", "--plot", "p.svg")
+    assert (result.code, "unequal numbers of images" in result.err) == (2, True)
+    assert "seed 0" not in result.err
+    assert not Path("p.svg").exists()
+
+
 def test_evaluate_tells_an_ipc_only_where_it_is_one(run, tmp_path):
     folder = artifact.save(make_network(image_shape=(1, 8, 8)), tmp_path / "network")
     words = ["evaluate", folder, "--real", "digits", "--student", "convnet1-w8", "--seeds", 1, "--ipc", 2, *PLAIN]

@@ -158,6 +158,14 @@ def test_the_ceiling_is_a_column_where_two_students_have_one() -> None:
     assert found["stored"][1] == "-"
 
 
+def test_budgets_that_read_alike_have_columns_of_their_own() -> None:
+    """Counted steps show as many images, whatever the images of an epoch are."""
+    rows = [make_row(ipc=ipc, images=10 * ipc, budget=f"b{ipc}", images_seen=120, accuracy=80.0 + ipc) for ipc in (2, 4)]
+    made = columns(aggregate(rows))
+    assert [column.score.budget_text for column in made] == ["120 images"] * 2
+    assert [column.figures["convnet3"].mean for column in made] == [82.0, 84.0]
+
+
 # --- the command ---------------------------------------------------------------------------------------------------
 
 COMMAND = [

@@ -251,6 +251,38 @@ def test_what_a_short_run_would_not_win_back_is_not_compiled():
     assert compiling("on", 1.0, 1) == "on"
 
 
+def test_a_resumed_run_computes_as_it_began(tmp_path, monkeypatch):
+    """A default budget of few steps is one, in the first sitting as in the next."""
+    module = sys.modules["dimdata.distill.run"]
+    asked, of = [], Engine.of
+    monkeypatch.setattr(module.Engine, "of", lambda *words: asked.append(words) or of("cpu", "fp32", "off"))
+    settings = {**TINY, "default_steps": 6, "match_share": 0.0}
+    words = {"settings": settings, "steps": None, "device": "cpu", "precision": "auto", "compile": "auto"}
+    run(tmp_path / "run", **words)
+    run(tmp_path / "run", **words, resume=True)
+    assert [word[2] for word in asked] == ["off", "off"] * 2
+
+
+@pytest.mark.parametrize(
+    ("leg", "more", "told"),
+    [
+        ({}, {"tensors": ["x"]}, "names the tensor 'x'"),
+        ({"augment": "colour"}, {}, "colour"),
+        ({"stage": 2}, {}, "Leg 1 of the recipe is of stage 2, and there will be 1"),
+        ({}, {"start": {"law": "default", "student": "convent3"}}, "Did you mean convnet3"),
+    ],
+)
+@pytest.mark.parametrize("method", ["dim", "dm", "pdd"])
+def test_a_recipe_that_no_student_can_follow_is_refused_at_once(tmp_path, method, leg, more, told):
+    recipe = {"recipe": {"legs": [{"epochs": 10, "batch_size": 10, **leg}], **more}}
+    settings = {"dim": TINY | recipe, "dm": recipe, "pdd": {"base": "dim", "settings": TINY | recipe}}[method]
+    by_pdd = "|Stages need a recipe of one leg|has 1 stage, not 2" if method == "pdd" else ""
+    with pytest.raises((ArgumentError, NotFoundError), match=told + by_pdd) as caught:
+        run(tmp_path / "run", method=method, settings=settings)
+    assert caught.value.hint
+    assert not (tmp_path / "run").exists()
+
+
 def test_time_left_is_told_once_all_networks_of_the_pool_had_a_turn(tmp_path, monkeypatch):
     """Each is compiled at its first turn, which says nothing of the others."""
     monkeypatch.setattr(sys.modules["dimdata.distill.run"], "LOG_SECONDS", 0.0)

@@ -28,6 +28,22 @@ def test_a_device_that_is_absent_names_the_remedy():
         find_device("cuda")
 
 
+@pytest.mark.parametrize("name", ["meta", "xpu", "mtia"])
+def test_a_device_that_cannot_compute_is_refused(name):
+    with pytest.raises(DeviceError, match=f"{name} cannot be computed on here"):
+        Engine.of(name)
+
+
+def test_an_engine_may_be_given_as_a_device():
+    assert Engine.given(torch.device("cpu")).device == torch.device("cpu")
+    assert Engine.given("cpu") == Engine.given(torch.device("cpu"))
+    assert Engine.given(None) == Engine.of()
+    with pytest.raises(DeviceError):
+        Engine.given(torch.device("meta"))
+    with pytest.raises(ArgumentError, match="engine is 3"):
+        Engine.given(3)
+
+
 def test_unknown_words_are_refused():
     with pytest.raises(ArgumentError, match="fp8"):
         Engine.of("cpu", precision="fp8")

@@ -114,6 +114,16 @@ def test_stored_images_have_a_fixed_draw_only(stored: TableGenerator, real: Real
     assert (score.ipc, score.images, score.budget_text) == (None, 37, "37 stored images")
 
 
+def test_images_of_unequal_classes_are_no_number_per_class(real: RealData) -> None:
+    labels = torch.cat([torch.zeros(31, dtype=torch.int64), torch.arange(1, 10)])
+    facts: dict[str, Any] = {"classes": real.classes, "mean": real.mean, "std": real.std, "recipe": FEW}
+    skewed = table_generator(real.train.images[:40], labels=labels, **facts)
+    score = of(run(skewed, seeds=1, real=real, baselines=()), "generator")
+    assert (score.ipc, score.ipc_claim, score.budget_text) == (None, False, "40 stored images")
+    with pytest.raises(ArgumentError, match="The first 10 images of this generator are not 1 of each"):
+        run(skewed, ipc=1, real=real)
+
+
 def test_all_takes_the_row_of_distinct_where_both_are_everything(network: Generator, real: RealData) -> None:
     rows: list[Row] = []
     few = dataclasses.replace(real, train=real.train.select(torch.arange(150)), test=real.test.select(torch.arange(50)))
@@ -178,6 +188,23 @@ def test_rows_are_of_the_generator_that_was_asked_for(network: Generator, real: 
         for score in run(folder, ipc=1, seeds=1, real=real, baselines=["random"], output=path):
             assert score.name == (str(folder) if score.what == "generator" else "digits")
     assert len(read_rows(path)) == 2
+
+
+def test_rows_are_called_by_what_was_asked_for(network: Generator, real: RealData, tmp_path: Path) -> None:
+    """The same images under another name, such as a folder that was moved, and the same recipe by another protocol."""
+    path = tmp_path / "scores.jsonl"
+    run(network, ipc=1, seeds=1, real=real, baselines=["random"], output=path)
+    moved = dataclasses.replace(real, name="moved")
+    scores = run(network, ipc=1, seeds=2, real=moved, baselines=["random"], output=path)
+    assert len(read_rows(path)) == 4
+    generator, random = of(scores, "generator"), of(scores, "random")
+    assert generator.seeds == random.seeds == (0, 1)
+    assert (generator.dataset, random.dataset, random.name) == ("moved", "moved", "moved")
+    assert generator.test == "moved test (500)"
+    assert set(generator.baselines) == {"random"}
+    recipe = {"recipe": FEW, "baselines": (), "ipc": 1, "seeds": 1, "real": real, "output": path}
+    assert of(run(network, **recipe, protocol="dim-paper"), "generator").protocol == "dim-paper"
+    assert len(read_rows(path)) == 4
 
 
 def test_baselines_are_shared_by_generators_of_one_recipe(network: Generator, real: RealData, tmp_path: Path) -> None:

@@ -339,6 +339,7 @@ def test_pyramids_of_every_size(image_shape: tuple[int, int, int]) -> None:
         {"upsampling": "bilinear"},
         {"convolution": "grouped"},
         {"condition": "film"},
+        {"widths": [1] * 9 + [1024], "stem": 1, "condition": "concat", "image_shape": (1, 4096, 4096)},
     ],
 )
 def test_pyramids_refuse_what_they_cannot_be(options: dict[str, Any]) -> None:

@@ -18,6 +18,8 @@ import dimdata
 from dimdata import artifact
 from dimdata.cli.main import main
 from dimdata.errors import AccessError, ArgumentError, DimdataError, FormatError, NotFoundError, WorldError
+from dimdata.hub.boundary import Talk, plain
+from dimdata.hub.client import hub_api
 
 REPO = "owner/dim-digits"
 FILE = f"^GET /{REPO}/resolve/.*/config.json"
@@ -70,6 +72,29 @@ def test_gated(hub: Hub, commit: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_token_that_is_none(hub: Hub, commit: str) -> None:
     assert "does not accept this token" in refusal(AccessError, token="hf_expired").message
+
+
+@pytest.mark.parametrize("token", ["hf_SECRET\n", " hf_SECRET"])
+def test_white_space_around_a_token_is_no_part_of_it(hub: Hub, commit: str, token: str) -> None:
+    assert "does not accept this token" in refusal(AccessError, token=token).message
+
+
+@pytest.mark.parametrize("token", ["hf_SEC\nRET", "hf_SECR\u00c9T", "hf_SEC RET", "", "\n"])
+def test_a_token_that_cannot_be_sent_is_refused_unseen(
+    hub: Hub, commit: str, token: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = len(hub.requests)
+    error = refusal(ArgumentError, token=token)
+    with pytest.raises(ArgumentError, match="has white space or other characters"):
+        dimdata.push(artifact.save(make_network(), tmp_path / "mine"), REPO, token=token)
+    assert "SEC" not in f"{error!r} {error.__cause__} {error.__context__} {caplog.text}"
+    assert len(hub.requests) == before
+
+
+def test_a_token_that_a_library_quotes_is_blotted_out() -> None:
+    said = "Illegal header value b'Bearer hf_SECRETSECRET\n', or Bearer: hf_SECRETSECRET"
+    assert "SECRET" not in plain(said)
+    assert "SECRET" not in repr(Talk(hub_api("hf_SECRET"), REPO, "Downloading", token="hf_SECRET"))
 
 
 def test_no_such_revision(hub: Hub, commit: str) -> None:

@@ -195,6 +195,18 @@ def test_a_run_goes_through_both_phases(tmp_path):
     assert folder.is_dir()
 
 
+def test_experts_of_another_precision_are_others(cache):
+    """What lies in the cache is of no run that computes otherwise."""
+    for bf16, count in ((True, 1), (False, 2), (True, 2)):
+        engine = Engine(torch.device("cpu"), bf16=bf16)
+        made = MTT(make_config(MttConfig, SETTINGS), load_real("digits"), engine, 0, EPOCHS + 6)
+        phase = made.phases()[0]
+        for step in range(phase.ready, phase.steps):
+            phase.step(step)
+        assert len(list(cache.glob("*/buffer.json"))) == count
+        assert json.loads((made.buffer.folder / "buffer.json").read_text())["precision"] == ("bf16" if bf16 else "fp32")
+
+
 def test_stages_have_experts_of_their_own(cache):
     settings = {"base": "mtt", "stages": 2, "settings": SETTINGS | {"ipc": 2}, "networks": 1, "age": 4}
     config = make_config(PddConfig, settings)

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from dimdata.errors import ArgumentError, DataError, DimdataError, NotFoundError, WorldError
-from dimdata.real import RealData, load_real, names, random_real, require_classes, validation_split
+from dimdata.real import Batches, RealData, load_real, names, random_real, require_classes, validation_split
 from dimdata.recipe import Leg, Recipe
 
 
@@ -55,6 +55,25 @@ def test_digits_needs_no_download() -> None:
     # A nearest-neighbour classifier is only right where labels belong to their images.
     distance = torch.cdist(real.test.images.flatten(1).float(), real.train.images.flatten(1).float())
     assert float((real.train.labels[distance.argmin(1)] == real.test.labels).float().mean()) > 0.97
+
+
+def test_another_default_device_changes_nothing() -> None:
+    real = load_real("digits")
+    recipe = Recipe(legs=(Leg(epochs=1, batch_size=10),))
+    expected = random_real(real, 2, 0, recipe), Batches(validation_split(real).train, "cpu", 0, 20)
+    torch.set_default_device("meta")
+    try:
+        again = load_real("digits")
+        found = random_real(again, 2, 0, recipe), Batches(validation_split(again).train, "cpu", 0, 20)
+        batches = found[1].at(3), found[1].matched(found[1].labels_at(3), 3, "x")
+    finally:
+        torch.set_default_device(None)
+    assert again.fingerprint == real.fingerprint
+    assert torch.equal(found[0].table, expected[0].table)
+    for one, other in zip(
+        batches, (expected[1].at(3), expected[1].matched(expected[1].labels_at(3), 3, "x")), strict=True
+    ):
+        assert torch.equal(one[0], other[0])
 
 
 def test_fingerprint_is_of_the_training_part() -> None:

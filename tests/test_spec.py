@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint
 from typing import Any, Literal
 
 import pytest
 from conftest import make_network, recipe
 
-from dimdata.errors import ArgumentError, FormatError, NotFoundError, nearest
+from dimdata.errors import ArgumentError, DimdataError, FormatError, NotFoundError, nearest
 from dimdata.recipe import MAX_LEGS, Leg, Recipe, Start
 from dimdata.registry import Registry
 from dimdata.spec import Record, Spec, Weights, canonical_json
@@ -178,6 +181,35 @@ def test_registry() -> None:
     with pytest.raises(NotFoundError) as caught:
         table["x" * 10**6]
     assert len(str(caught.value)) < 200
+
+
+def test_a_registry_is_full_for_every_thread_that_asks_first() -> None:
+    code = (
+        "import threading; from dimdata import load\n"
+        "together, failed = threading.Barrier(8), []\n"
+        "def ask():\n"
+        "    together.wait()\n"
+        "    try: load('dim-mnist')\n"
+        "    except Exception as error: failed.append(error)\n"
+        "threads = [threading.Thread(target=ask) for _ in range(8)]\n"
+        "[thread.start() for thread in threads]; [thread.join() for thread in threads]\n"
+        "assert not failed, failed\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_registry_that_could_not_be_filled_says_so_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    table: Registry[int] = Registry("thing", "dimdata.no-such-group", ("no_such_module_of_ours", "json"))
+    for _ in range(2):
+        with pytest.raises(ModuleNotFoundError):
+            table["one"]
+    broken = EntryPoint("mine", "no_such_module_of_theirs", "dimdata.things")
+    monkeypatch.setattr("dimdata.registry.entry_points", lambda group: [broken])
+    table = Registry("thing", "dimdata.things")
+    for _ in range(2):
+        with pytest.raises(DimdataError, match="no_such_module_of_theirs adds the thing 'mine'"):
+            table["one"]
 
 
 def test_nearest() -> None:

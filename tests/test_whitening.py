@@ -130,6 +130,18 @@ def test_gradients_flow_through_it(real, whitening):
     torch.testing.assert_close(images.grad.flatten(1)[0], wanted, atol=1e-3, rtol=1e-3)
 
 
+def test_what_was_first_used_in_inference_mode_can_be_differentiated(real, whitening):
+    fresh = Whitening(whitening.spec, whitening.mean, whitening.components, whitening.variances)
+    images = real.train.images[:4].float() / 255
+    with torch.inference_mode():
+        expected = fresh(images)
+    images.requires_grad_()
+    found = fresh(images)
+    found.sum().backward()
+    assert images.grad is not None
+    assert torch.equal(found.detach(), expected)
+
+
 def test_constant_images_can_be_whitened():
     whitening = Whitening.fit(torch.full((4, 1, 2, 2), 51, dtype=torch.uint8), 0.1)
     assert whitening.spec.components == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,21 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     for damaged in (b"", b"text", data[:100], data[:-50], data[:200] + b"\xff" * 40 + data[240:], b"\x80\x04K\x01."):
         path.write_bytes(damaged)
         with pytest.raises(DataError):
+            wrap_npz(path)
+    for header in (b"(", b"  {\n a", b"-" * 3000 + b"1"):
+        with zipfile.ZipFile(path, "w") as archive:
+            text = header + b" " * (3200 - len(header)) + b"\n"
+            archive.writestr("images.npy", b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text)
+        with pytest.raises(DataError, match="not a readable"):
+            wrap_npz(path)
+    for place, value in ((8, b"\x63\x00"), (6, b"\x01\x00")):  # a method that nobody knows; a password
+        damaged = bytearray(data)
+        for mark, shift in ((b"PK\x03\x04", 0), (b"PK\x01\x02", 2)):
+            at = -1
+            while (at := damaged.find(mark, at + 1)) >= 0:
+                damaged[at + place + shift : at + place + shift + 2] = value
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match="not a readable"):
             wrap_npz(path)
     np.save(tmp_path / "one.npy", GREY)
     with pytest.raises(DataError, match="no named arrays"):

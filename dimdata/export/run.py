@@ -157,7 +157,7 @@ def _write(
 ) -> tuple[int, list[int]]:
     """Draw and write all images; return how many values were clipped, and the classes without an image."""
     outside, done = 0, 0
-    counts = torch.zeros(len(plan.classes), dtype=torch.int64)
+    counts = torch.zeros(len(plan.classes), dtype=torch.int64, device="cpu")
     try:
         for images, labels, targets in _batches(dataset, draws):
             if plan.dtype == torch.uint8:

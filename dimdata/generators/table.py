@@ -262,7 +262,7 @@ def table_generator(
         factor: Images are sheets of so many tiles a side; see `TableConfig`.
     """
     count = len(images) * factor**2
-    if labels is not None and torch.equal(labels.cpu(), torch.arange(count) % len(classes)):
+    if labels is not None and torch.equal(labels.cpu(), torch.arange(count, device="cpu") % len(classes)):
         labels = None
     if images.dtype != torch.uint8:
         images = images if images.dtype == torch.float16 else images.to(torch.float32)

@@ -188,7 +188,7 @@ def _tensor(values: Any, what: str) -> Tensor:
             raise DataError(f"{what} are an array of objects.", "Save them as an array of numbers.")
         values = np.require(values, requirements=["C", "W"])
     try:
-        return torch.as_tensor(values).detach().cpu()
+        return torch.as_tensor(values, device="cpu").detach()
     except (TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"{what} are no array of numbers: {error}.", "Give a tensor or a NumPy array.") from error
 

@@ -220,13 +220,13 @@ def read_part(listing: Listing, shape: tuple[int, int, int]) -> Part:
     """
     from PIL import Image as Pillow
 
-    images = torch.empty(len(listing.files), *shape, dtype=torch.uint8)
+    images = torch.empty(len(listing.files), *shape, dtype=torch.uint8, device="cpu")
     broken = _Broken(len(listing.files))
     for row, file in zip(images, listing.files, strict=True):
         with broken.note(file), Pillow.open(file) as image:
             row.copy_(_pixels(image, shape))
     broken.tell()
-    return Part(images, torch.tensor(listing.labels, dtype=torch.int64))
+    return Part(images, torch.tensor(listing.labels, dtype=torch.int64, device="cpu"))
 
 
 def _pixels(image: Image, shape: tuple[int, int, int]) -> Tensor:

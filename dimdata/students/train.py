@@ -210,7 +210,7 @@ class _Run:
         self.total = self.total if limit is None else min(self.total, limit)
         self.done, self.drawn = 0, 0
         self.shown = [0] * len(feeds)  # images of each leg
-        self.loss = torch.full((), math.nan)
+        self.loss = torch.full((), math.nan, device="cpu")
         self.optimizer: torch.optim.Optimizer | None = None
         self.parameters = [p for p in network.parameters() if p.requires_grad]
         self.rates = [rates_of(feed.leg, feed.steps, tensors) for feed in feeds]
@@ -285,7 +285,9 @@ class _Run:
 
     def _rows(self) -> int:
         """Return how many of the stored images were shown."""
-        seen = torch.zeros(max(feed.first_row + len(feed.dataset) for feed in self.feeds), dtype=torch.bool)
+        seen = torch.zeros(
+            max(feed.first_row + len(feed.dataset) for feed in self.feeds), dtype=torch.bool, device="cpu"
+        )
         for feed, shown in zip(self.feeds, self.shown, strict=True):
             seen[feed.first_row + feed.first(shown).cpu()] = True
         return int(seen.sum())
