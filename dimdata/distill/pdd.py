@@ -45,6 +45,7 @@ from dimdata.report import size
 from dimdata.spec import Record, Spec, canonical_json, require
 from dimdata.students import find_student
 from dimdata.students.source import NetworkSource
+from dimdata.students.train import require_recipe
 
 log = logging.getLogger("dimdata")
 
@@ -148,6 +149,7 @@ class PDD(Method):
         self._shown = 0  # real images that networks of finished stages were shown, or before this process took over
         self._checked = 0  # the steps for which this process has seen that every stage can be distilled
         self.base = self._base({})
+        require_recipe(self.base.outline())  # networks are trained by it, stage by stage
         self._phases = {phase.name: phase for phase in self.base.phases()}
         self._require_stages()
         first = self.base.generator()
