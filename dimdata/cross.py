@@ -109,7 +109,8 @@ def by_size(students: Iterable[str]) -> list[str]:
 def columns(scores: Iterable[Score], least: int = 1) -> list[Column]:
     """Return a column for each generator, budget, draw with its levers, protocol, test images and recipe, in order.
 
-    Where distinct real images were scored for two students or more, a column of these follows the generator's.
+    Where distinct real images were scored for two students or more, or for the only one there is, a column of these
+    follows the generator's.
 
     Args:
         scores: Of one evaluation or several; those of baselines are passed over, their means come with the others.
@@ -133,9 +134,10 @@ def columns(scores: Iterable[Score], least: int = 1) -> list[Column]:
             real.figures[score.student] = Figure(score.baselines["distinct"], parameters=score.parameters)
             real.seeds[score.student] = len(score.seeds)
     made: list[Column] = []
+    alone = all(len(own.figures) == 1 for own, _ in found.values())
     for own, real in found.values():
         if len(own.figures) >= least:
-            made += [own, real] if len(real.figures) > 1 else [own]
+            made += [own, real] if len(real.figures) > (not alone) else [own]
     return made
 
 

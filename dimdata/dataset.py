@@ -6,6 +6,7 @@ import copy
 import operator
 import os
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, SupportsIndex
@@ -161,6 +162,7 @@ class GeneratedDataset(Dataset[tuple[Any, Any]]):
         self._convert = converter(output, spec, self.normalize)
         self._length = _length(self.generator, ipc)
         self._own_clock, self._owner = EpochClock(self._length), os.getpid()
+        _LIVE.add(self)
         self.ipc = None if ipc is None else operator.index(ipc)
         self.draw, self.stage, self.output = draw, stage, output
         self.transform, self.target_transform, self.batch_transform = transform, target_transform, batch_transform
@@ -186,6 +188,11 @@ class GeneratedDataset(Dataset[tuple[Any, Any]]):
     def __getstate__(self) -> dict[str, Any]:
         """Return what is pickled: for workers of a rank, the clock of that rank."""
         return {**self.__dict__, "_own_clock": self._clock}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over what was pickled."""
+        self.__dict__.update(state)
+        _LIVE.add(self)
 
     def _tell_of_order(self, index: Tensor, epoch: int, single: bool) -> None:
         """Say once, at the first read out of the stored order, what learned step sizes need.
@@ -261,7 +268,6 @@ class GeneratedDataset(Dataset[tuple[Any, Any]]):
         return self.generator.labels(torch.arange(self._length, device=self.device)).cpu()
 
     def __len__(self) -> int:
-        _ = self._clock  # samplers ask before workers are forked, which then share the clock of this rank
         return self._length
 
     def __getitem__(self, index: SupportsIndex | list[int] | Tensor) -> tuple[Any, Any]:
@@ -468,6 +474,18 @@ class GeneratedDataset(Dataset[tuple[Any, Any]]):
         shown = (f"{key}={value!r}" for key, value in facts.items() if value is not None or key == "ipc")
         return f"{type(self).__name__}({', '.join(shown)})"
 
+
+_LIVE: weakref.WeakSet[GeneratedDataset] = weakref.WeakSet()
+
+
+def _claim() -> None:
+    """Let this process have clocks of its own before it forks workers, which then share them."""
+    for dataset in list(_LIVE):
+        _ = dataset._clock
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_claim)
 
 _TWO_WAYS = (
     "Use num_workers=0 (dataset.loader(batch_size) draws whole batches on the device), or a dataset with "

@@ -82,6 +82,21 @@ class Engine:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16)
 
     @contextmanager
+    def seeded(self, key: int) -> Iterator[None]:
+        """Give what draws from torch's global random state, such as dropout, another one, and leave that as it was.
+
+        Args:
+            key: Equal keys give equal states.
+        """
+        cuda = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=cuda):
+            torch.default_generator.manual_seed(key)
+            if cuda:
+                with torch.cuda.device(self.device):
+                    torch.cuda.manual_seed(key)
+            yield
+
+    @contextmanager
     def exact(self) -> Iterator[None]:
         """Compute convolutions in full float32, whatever PyTorch allows; whole steps, with their backward passes.
 
@@ -180,13 +195,13 @@ def find_device(name: str) -> torch.device:
             raise DeviceError(f"{name} was asked for, but {found}.", "Use --device cpu (or auto).")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise DeviceError("mps was asked for, but this machine has no Apple GPU.", "Use --device cpu (or auto).")
+    reason = "it holds no values" if device.type == "meta" else ""
     try:
         torch.empty(0, device=device)
-        usable = device.type != "meta"  # which holds no values
-    except Exception:  # a back end that this PyTorch was built without, or whose device is absent
-        usable = False
-    if not usable:
-        raise DeviceError(f"{name} cannot be computed on here.", "Use cpu, cuda, cuda:1, mps or auto.")
+    except Exception as error:  # a back end that this PyTorch was built without, or a device that is busy or absent
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]:.200}".rstrip(".")
+    if reason:
+        raise DeviceError(f"{name} cannot be computed on here ({reason}).", "Use cpu, cuda, cuda:1, mps or auto.")
     return device
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from dimdata import artifact
@@ -41,7 +42,7 @@ def evaluate(
     epochs: int | None = None,
     protocol: str = "dimdata",
     baselines: Sequence[str] = BASELINES,
-    engine: Engine | str | None = None,
+    engine: Engine | str | torch.device | None = None,
     output: str | Path | None = None,
     on_row: Callable[[Row], None] | None = None,
 ) -> list[Score]:
@@ -113,7 +114,7 @@ def prepare(
     epochs: int | None = None,
     protocol: str = "dimdata",
     baselines: Sequence[str] = BASELINES,
-    engine: Engine | str | None = None,
+    engine: Engine | str | torch.device | None = None,
 ) -> Evaluation:
     """Return an evaluation that is ready to run: what can be refused has been. Arguments and errors: see `evaluate`."""
     whole = source if isinstance(source, Generator) else artifact.load(source)

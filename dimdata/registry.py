@@ -58,9 +58,11 @@ class Registry(Generic[T]):
                 for module in self._modules:
                     importlib.import_module(module)
                 for point in entry_points(group=self.group):
+                    before = dict(self._entries)
                     try:
                         point.load()
                     except Exception as error:  # whatever a package does on import
+                        self._entries = before  # it will register them again
                         package = point.dist.name if point.dist else point.value
                         raise DimdataError(
                             f"The package {package} adds the {self.what} {point.name!r:.80}, and cannot be imported "

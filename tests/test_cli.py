@@ -21,7 +21,7 @@ from test_report import make_row
 
 import dimdata
 from dimdata import artifact
-from dimdata.cli.main import _compiler_to_itself, main
+from dimdata.cli.main import _compiler_to_itself, _typed, main
 from dimdata.cli.output import _parts, duration, plain
 from dimdata.generators.cost import cost
 from dimdata.preview import png
@@ -155,6 +155,15 @@ def test_hints_are_in_words_of_the_command_line(run, digits_generator, words, to
     result = run(*words.split())
     assert result.code == 2
     assert told in result.err
+
+
+def test_hints_that_are_commands_or_paths_are_left_as_they_are():
+    words = ["distill", "digits"]
+    copied = "Go on with: dimdata distill digits -o runs/seed=0 --set=seed=3 --resume"
+    assert _typed(copied, words) == copied
+    assert _typed("See runs/seed=0 and 'seed=0'.", words) == "See runs/seed=0 and 'seed=0'."
+    assert _typed("Use seed=0, or --set ipc=1.", words) == "Use --seed 0, or --set ipc=1."
+    assert _typed("Use seed=0.", ["no-such-command"]) == "Use seed=0."
 
 
 def test_version(run):

@@ -158,9 +158,21 @@ def test_the_ceiling_is_a_column_where_two_students_have_one() -> None:
     assert found["stored"][1] == "-"
 
 
+def test_the_ceiling_of_an_only_student_is_shown() -> None:
+    made = columns(make_scores({"convnet3": 80.0}, real={"convnet3": 90.0}))
+    assert [(column.title, column.figures["convnet3"].mean) for column in made] == [
+        ("dim-mnist", 80.0),
+        ("dim-mnist: distinct real", 90.0),
+    ]
+    two = columns(make_scores({"convnet3": 80.0, "lenet": 70.0}, real={"convnet3": 90.0}))
+    assert [column.title for column in two] == ["dim-mnist"], "one figure is no comparison"
+
+
 def test_budgets_that_read_alike_have_columns_of_their_own() -> None:
     """Counted steps show as many images, whatever the images of an epoch are."""
-    rows = [make_row(ipc=ipc, images=10 * ipc, budget=f"b{ipc}", images_seen=120, accuracy=80.0 + ipc) for ipc in (2, 4)]
+    rows = [
+        make_row(ipc=ipc, images=10 * ipc, budget=f"b{ipc}", images_seen=120, accuracy=80.0 + ipc) for ipc in (2, 4)
+    ]
     made = columns(aggregate(rows))
     assert [column.score.budget_text for column in made] == ["120 images"] * 2
     assert [column.figures["convnet3"].mean for column in made] == [82.0, 84.0]

@@ -269,6 +269,7 @@ def test_a_resumed_run_computes_as_it_began(tmp_path, monkeypatch):
         ({}, {"tensors": ["x"]}, "names the tensor 'x'"),
         ({"augment": "colour"}, {}, "colour"),
         ({"stage": 2}, {}, "Leg 1 of the recipe is of stage 2, and there will be 1"),
+        ({}, {"start": {"law": "stored", "student": "lenet"}}, "starts from stored weights"),
         ({}, {"start": {"law": "default", "student": "convent3"}}, "Did you mean convnet3"),
     ],
 )
@@ -281,6 +282,58 @@ def test_a_recipe_that_no_student_can_follow_is_refused_at_once(tmp_path, method
         run(tmp_path / "run", method=method, settings=settings)
     assert caught.value.hint
     assert not (tmp_path / "run").exists()
+
+
+def alone_on_networks(image_shape, num_classes):
+    """A network with dropout whose first layer is frozen."""
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(1, 4, 3), torch.nn.Flatten(), torch.nn.Dropout(0.5), torch.nn.Linear(4 * 6 * 6, num_classes)
+    )
+    network[0].requires_grad_(False)
+    return network
+
+
+def test_dropout_and_frozen_layers_of_the_pool(tmp_path):
+    """A resumed run equals one that never stopped, no global random state is touched, and what is frozen stays so."""
+    settings = {**TINY, "pool": ["test_distill:alone_on_networks"], "match_share": 0.5}
+    state = torch.get_rng_state()
+    whole = run(tmp_path / "whole", settings=settings, steps=12)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(5)
+    seen = []
+
+    def stop(event):
+        seen.append(event)
+        if event.get("step") == 9:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    sys.modules["dimdata.distill.run"].LOG_SECONDS, kept = 0.0, sys.modules["dimdata.distill.run"].LOG_SECONDS
+    try:
+        with pytest.raises(RunError, match="Stopped at step"):
+            run(tmp_path / "parts", settings=settings, steps=12, progress=stop)
+    finally:
+        sys.modules["dimdata.distill.run"].LOG_SECONDS = kept
+    assert weights(run(tmp_path / "parts", settings=settings, steps=12, resume=True)) == weights(whole)
+    made = DiM(make_config(DimConfig, settings), load_real("digits"), Engine.of(*PLAIN.values()), 0, 12)
+    made.load_state_dict(load_file(tmp_path / "parts/checkpoint.safetensors"))
+    born = DiM(made.config, made.real, made.engine, 0, 12)
+    first = [each.pool.member(0).network.network[0].weight for each in (made, born)]
+    assert torch.equal(*first)
+
+
+def test_weights_begin_the_same_whatever_torch_defaults_to():
+    config, real, engine = make_config(DimConfig, TINY), load_real("digits"), Engine.of(*PLAIN.values())
+    expected = DiM(config, real, engine, 0, 10).state_dict()
+    try:
+        torch.set_default_device("meta")
+        made = DiM(config, real, engine, 0, 10)
+    finally:
+        torch.set_default_device(None)
+    found = made.state_dict()
+    for name in expected:
+        if name.startswith(("network", "critic", "average")):
+            assert torch.equal(found[name], expected[name]), name
+    assert made.average.n_averaged.device.type == "cpu"
 
 
 def test_time_left_is_told_once_all_networks_of_the_pool_had_a_turn(tmp_path, monkeypatch):

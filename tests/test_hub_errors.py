@@ -92,8 +92,10 @@ def test_a_token_that_cannot_be_sent_is_refused_unseen(
 
 
 def test_a_token_that_a_library_quotes_is_blotted_out() -> None:
-    said = "Illegal header value b'Bearer hf_SECRETSECRET\n', or Bearer: hf_SECRETSECRET"
+    said = "Illegal header value b'Bearer hf_SECRETSECRET\n', and nothing more"
     assert "SECRET" not in plain(said)
+    assert plain(f"of hf_{'aB3' * 11}.") == "of hf_***"
+    assert plain("unset HF_HUB_OFFLINE, see owner/hf_digits") == "unset HF_HUB_OFFLINE, see owner/hf_digits"
     assert "SECRET" not in repr(Talk(hub_api("hf_SECRET"), REPO, "Downloading", token="hf_SECRET"))
 
 

@@ -222,29 +222,33 @@ def test_ranks_that_shuffle_have_whole_epochs_by_set_epoch(fast):
         assert sorted(passes[0][1] + passes[1][1]) == list(range(IMAGES))
 
 
-def rank_passes(rank, data, told, several, answers):
-    """What a rank of two reads in three passes: first alone, then beside the other."""
-    sampler = DistributedSampler(data, 2, rank, shuffle=several)
-    loader = DataLoader(data, batch_size=3, sampler=sampler, num_workers=told)
+def rank_passes(rank, data, workers, way, answers):
+    """What a rank of two reads in three passes, and in a fourth that it calls the ninth."""
+    part = Subset(data, range(IMAGES)) if way == "subset" else data
+    sampler = DistributedSampler(part, 2, rank, shuffle=way == "shuffled")
+    persistent = {"persistent_workers": True, "multiprocessing_context": "fork"} if workers else {}
+    loader = DataLoader(part, batch_size=3, sampler=sampler, num_workers=workers, **persistent)
     passes = []
-    for epoch in range(3):
-        if several:
+    for epoch in (0, 1, 2, 9):
+        sampler.set_epoch(epoch)
+        if way == "shuffled" or epoch == 9:
             data.set_epoch(epoch)
-            sampler.set_epoch(epoch)
         passes.append(sorted(set(one_pass(loader)[0])))
     answers.put((rank, passes))
 
 
-@pytest.mark.parametrize(("workers", "shuffled"), [(0, False), (0, True), (1, False)])
+@pytest.mark.parametrize(
+    ("workers", "way"), [(0, "plain"), (0, "shuffled"), (1, "plain"), (1, "subset"), (1, "shuffled")]
+)
 @pytest.mark.parametrize("start", ["fork", "spawn"])
-def test_ranks_that_are_started_with_one_dataset_have_epochs_of_their_own(workers, shuffled, start):
+def test_ranks_that_are_started_with_one_dataset_have_epochs_of_their_own(workers, way, start):
     """`torch.multiprocessing.spawn` hands all ranks one dataset; none moves the epoch of another."""
     context = torch.multiprocessing.get_context(start)
     answers, data = context.SimpleQueue(), dataset(seed=0)
     for rank in (0, 1):  # one after the other: the first would be three passes ahead of the second
-        process = context.Process(target=rank_passes, args=(rank, data, workers, shuffled, answers))
+        process = context.Process(target=rank_passes, args=(rank, data, workers, way, answers))
         process.start()
-        assert answers.get() == (rank, [[0], [1], [2]])
+        assert answers.get() == (rank, [[0], [1], [2], [9]])
         process.join()
     assert data.epoch == 0
     assert one_pass(DataLoader(data, batch_size=5))[0] == [0] * IMAGES

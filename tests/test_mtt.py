@@ -207,6 +207,17 @@ def test_experts_of_another_precision_are_others(cache):
         assert json.loads((made.buffer.folder / "buffer.json").read_text())["precision"] == ("bf16" if bf16 else "fp32")
 
 
+def test_dropout_is_refused():
+    with pytest.raises(ArgumentError, match=r"mobilenet-v2 keeps statistics|has dropout"):
+        method(student="mobilenet-v2")
+    with pytest.raises(ArgumentError, match="has dropout"):
+        method(student="test_mtt:forgetful")
+
+
+def forgetful(image_shape, num_classes):
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.1), torch.nn.Linear(64, num_classes))
+
+
 def test_stages_have_experts_of_their_own(cache):
     settings = {"base": "mtt", "stages": 2, "settings": SETTINGS | {"ipc": 2}, "networks": 1, "age": 4}
     config = make_config(PddConfig, settings)

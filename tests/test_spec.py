@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -199,11 +200,26 @@ def test_a_registry_is_full_for_every_thread_that_asks_first() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_registry_that_could_not_be_filled_says_so_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+TABLES: list[Registry[Any]] = []
+
+
+def test_a_registry_that_could_not_be_filled_says_so_each_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     table: Registry[int] = Registry("thing", "dimdata.no-such-group", ("no_such_module_of_ours", "json"))
     for _ in range(2):
         with pytest.raises(ModuleNotFoundError):
             table["one"]
+    # A package that registers something before it fails does so again the next time.
+    (tmp_path / "halfway_of_theirs.py").write_text(
+        "import test_spec\ntest_spec.TABLES[0].register('thing')(object())\nraise ValueError('really wrong')\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(
+        "dimdata.registry.entry_points", lambda group: [EntryPoint("half", "halfway_of_theirs", "dimdata.things")]
+    )
+    TABLES[:] = [Registry("thing", "dimdata.things")]
+    for _ in range(2):
+        with pytest.raises(DimdataError, match="really wrong"):
+            TABLES[0]["one"]
     broken = EntryPoint("mine", "no_such_module_of_theirs", "dimdata.things")
     monkeypatch.setattr("dimdata.registry.entry_points", lambda group: [broken])
     table = Registry("thing", "dimdata.things")

@@ -213,7 +213,6 @@ def _plan(
     from dimdata.engine import Engine
     from dimdata.files import free_bytes
     from dimdata.report import size
-    from dimdata.students.train import require_recipe
 
     kind = METHODS[method]
     chosen = kind.resolve(make_config(kind.Config, config, given))
@@ -221,8 +220,8 @@ def _plan(
     total = steps or kind.budget(chosen, real)
     engine = Engine.of(device, precision, compiling(compile, minutes, total))
     made = kind(chosen, real, engine, seed, total)
+    made.require_recipe()
     generator = made.outline()
-    require_recipe(generator)
     phases = made.phases()
     found = estimate(made, minutes, on_phase=lambda name: output.note(f"Timing a few steps of the phase {name} ..."))
     free = free_bytes(folder)

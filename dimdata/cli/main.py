@@ -107,7 +107,12 @@ def _compiler_to_itself(debug: bool) -> Iterator[None]:
 
 
 def _typed(hint: str, words: Sequence[str]) -> str:
-    """Return a hint with arguments of the Python interface as options of the command typed: `ipc=10` as `--ipc 10`."""
+    """Return a hint with arguments of the Python interface as options of the command typed: `ipc=10` as `--ipc 10`.
+
+    Commands to copy are left as they are.
+    """
+    if "dimdata " in hint:
+        return hint
     command = getattr(typer.main.get_command(app), "commands", {}).get(next((w for w in words if w[:1] != "-"), ""))
     options = {} if command is None else {parameter.name: parameter.opts[0] for parameter in command.params}
 
@@ -118,7 +123,9 @@ def _typed(hint: str, words: Sequence[str]) -> str:
         return f"{option} {found['value'].strip('()[]').replace(', ', ',')}"
 
     return re.sub(
-        r"(?<!--set )(?<![\w.-])(?P<name>[a-z_]+)=(?P<value>\([^()]*\)|\[[^\[\]]*\]|\w[\w/-]*(?:\.\w+)*)", typed, hint
+        r"(?<!--set )(?<![\w.,/='\"-])(?P<name>[a-z_]+)=(?P<value>\([^()]*\)|\[[^\[\]]*\]|\w[\w/-]*(?:\.\w+)*)",
+        typed,
+        hint,
     )
 
 

@@ -241,6 +241,9 @@ class DD(Method):
         window = min(config.window, inner // stages * config.epochs)
         return dataclasses.replace(config, inner_steps=inner // stages, window=window)
 
+    def require_recipe(self) -> None:
+        """Do nothing: no part of the recipe is given, and to look at it would begin the images; see `Method`."""
+
     @property
     def learned(self) -> Mapping[str, Tensor]:
         """What is learned: `images` `[S, B, C, H, W]` in normalised units, `logits` `[S, B, K]` of the soft labels,

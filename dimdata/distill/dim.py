@@ -265,7 +265,8 @@ class DiM(Method):
         sizes = (config.batch_size, config.match_batch_size or config.batch_size)
         made = {size: Batches(real.train, engine.device, seed, size) for size in sizes}
         self.gan_batches, self.match_batches = (made[size] for size in sizes)
-        with torch.random.fork_rng(devices=[]):
+        # On the CPU and in full precision, whatever torch's defaults are: equal seeds give equal generators.
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             # Not `torch.manual_seed`, which would seed every CUDA device as well.
             torch.default_generator.manual_seed(latents.fold(latents.stream("dim.init"), seed) >> 1)
             network = build(self.spec)
@@ -274,8 +275,8 @@ class DiM(Method):
             if config.start != "grey":
                 network.start_at(real.mean)
             critic = CRITICS[config.critic_name](real.image_shape, real.num_classes, config.critic)
-        self.network, self.critic = engine.place(network), engine.place(critic)
-        self.average = MovingAverage(self.network, config.ema)
+            self.network, self.critic = engine.place(network.float()), engine.place(critic.float())
+            self.average = MovingAverage(self.network, config.ema)
         self.game = Game(config, self.network, self.critic, real.num_classes, engine, seed)
         self.match_augment = parse(config.match_augment)
         self.pool_augment = parse(config.pool_augment)

@@ -13,6 +13,7 @@ from dimdata.students import make_student
 
 _ORDER = latents.stream("forgetting.order")
 _TIES = latents.stream("forgetting.ties")
+_DROPOUT = latents.stream("forgetting.dropout")
 _BATCH = 128
 
 
@@ -33,6 +34,11 @@ def forgetting_counts(real: RealData, student: str, epochs: int, engine: Engine,
     Returns:
         int64 `[N]` on the CPU, 0 to `epochs`; 0 = easy.
     """
+    with engine.seeded(latents.fold(_DROPOUT, seed)):
+        return _counts(real, student, epochs, engine, seed)
+
+
+def _counts(real: RealData, student: str, epochs: int, engine: Engine, seed: int) -> Tensor:
     device, count = engine.device, len(real.train)
     network = engine.place(make_student(student, real.image_shape, real.num_classes, seed)).train()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)

@@ -136,9 +136,12 @@ class Game:
         Returns:
             Losses to show.
         """
-        self.critic.requires_grad_(False)  # its gradients are not wanted while it judges for the generator
+        learns = [weight for weight in self.critic.parameters() if weight.requires_grad]
+        for weight in learns:  # its gradients are not wanted while it judges for the generator
+            weight.requires_grad_(False)
         loss = self.fool_loss(real_scores, shown, labels, self.class_weight)
-        self.critic.requires_grad_(True)
+        for weight in learns:
+            weight.requires_grad_(True)
         losses = {"network": loss.detach()}
         if extra is not None:
             term, more = extra(fake)

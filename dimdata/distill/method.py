@@ -16,6 +16,7 @@ from dimdata.real import RealData
 from dimdata.registry import Registry
 from dimdata.spec import Record
 from dimdata.students.source import NetworkSource
+from dimdata.students.train import require_recipe
 
 METHODS: Registry[type[Method]] = Registry(
     "method",
@@ -215,6 +216,15 @@ class Method(ABC):
     @abstractmethod
     def generator(self) -> Generator:
         """Return the generator as it stands; asked for at any time."""
+
+    def require_recipe(self) -> None:
+        """Find out whether students can be trained by the recipe of what will be made; asked for before the first step.
+
+        Raises:
+            ArgumentError: If the recipe names tensors or stages that there will not be.
+            NotFoundError: If it names a student or an augmentation that there is not.
+        """
+        require_recipe(self.outline())
 
     def outline(self) -> Generator:
         """Return a generator like the finished one in all but its values, by which to tell its size beforehand."""

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
+from torch.nn.modules.dropout import _DropoutNd
 
 from dimdata import latents
 from dimdata.distill.buffers import Buffer, BufferInfo, Expert, flatten, named
@@ -160,6 +161,11 @@ class MTT(TableMethod):
             raise ArgumentError(
                 f"{config.student} keeps statistics beside its weights, which trajectories do not hold.",
                 "Use a network with instance norm, such as convnet3.",
+            )
+        if any(isinstance(layer, _DropoutNd) and layer.p > 0 for layer in self.network.modules()):
+            raise ArgumentError(
+                f"{config.student} has dropout, by which a student's steps are more than a function of its weights.",
+                "Use a network without, such as convnet3.",
             )
         info = BufferInfo(
             student=config.student,

@@ -45,7 +45,6 @@ from dimdata.report import size
 from dimdata.spec import Record, Spec, canonical_json, require
 from dimdata.students import find_student
 from dimdata.students.source import NetworkSource
-from dimdata.students.train import require_recipe
 
 log = logging.getLogger("dimdata")
 
@@ -149,7 +148,6 @@ class PDD(Method):
         self._shown = 0  # real images that networks of finished stages were shown, or before this process took over
         self._checked = 0  # the steps for which this process has seen that every stage can be distilled
         self.base = self._base({})
-        require_recipe(self.base.outline())  # networks are trained by it, stage by stage
         self._phases = {phase.name: phase for phase in self.base.phases()}
         self._require_stages()
         first = self.base.generator()
@@ -346,6 +344,10 @@ class PDD(Method):
     def ailing(self, inside: str = "") -> str:
         """Return what looks wrong with the images of the stage under way; see `Method.ailing`."""
         return self.base.ailing(f"{inside}settings.")
+
+    def require_recipe(self) -> None:
+        """Ask the base, by whose recipe networks are trained stage by stage; see `Method.require_recipe`."""
+        self.base.require_recipe()
 
     def probe(self) -> Probe:
         """Score a student as the base does, but by the whole recipe, which alone walks all stages."""

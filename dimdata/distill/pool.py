@@ -65,8 +65,13 @@ class Member:
         self.pool = pool
         self.network = Watched(network)
         pool.engine.place(self.network).train()
+        self.learns = [weight for weight in self.network.parameters() if weight.requires_grad]  # others stay frozen
+        if not self.learns:
+            raise ArgumentError(
+                "A network of the pool has no weight that learns.", "Let some of its parameters require gradients."
+            )
         self.optimizer = torch.optim.SGD(
-            self.network.parameters(), lr=pool.lr, momentum=0.9, weight_decay=5e-4, fused=pool.engine.fused
+            self.learns, lr=pool.lr, momentum=0.9, weight_decay=5e-4, fused=pool.engine.fused
         )
         self.train_loss = pool.engine.compile(self._train_loss)
         self.match_loss = pool.engine.compile(self._match_loss)
@@ -89,9 +94,11 @@ class Member:
 
         Both are as `Pool.prepare` returns them.
         """
-        self.network.requires_grad_(False)
+        for weight in self.learns:
+            weight.requires_grad_(False)
         loss: Tensor = self.match_loss(real, fake, labels)
-        self.network.requires_grad_(True)
+        for weight in self.learns:
+            weight.requires_grad_(True)
         return loss
 
     def renew(self, network: nn.Module) -> None:

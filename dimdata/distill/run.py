@@ -9,7 +9,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 import dimdata
-from dimdata import preview
+from dimdata import latents, preview
 from dimdata.distill.config import make_config
 from dimdata.distill.estimate import planned, steps_within
 from dimdata.distill.method import METHODS, Losses, Method, Phase
@@ -32,11 +32,13 @@ from dimdata.hub.readme import save_with_card
 from dimdata.real import RealData, load_real, validation_split
 from dimdata.spec import Record
 from dimdata.students.compiling import room_for_shapes
-from dimdata.students.train import accuracy, require_recipe, train
+from dimdata.students.train import accuracy, train
 
 Progress = Callable[[dict[str, Any]], None]
 
 log = logging.getLogger("dimdata")
+
+_STEP = latents.stream("step of a run")
 
 WARM_UP_STEPS = 3
 TIMED_STEPS = 12
@@ -127,7 +129,7 @@ def distill(
     if old:
         compare(old, plan)
     made = kind(chosen, real, engine, seed, plan.steps)
-    require_recipe(made.outline())
+    made.require_recipe()
     run = Run(folder, plan, made, progress, command)
     done = run.restore() if old else 0
     with room_for_shapes(engine):  # each network of a pool is compiled by itself
@@ -301,13 +303,15 @@ class Run:
             self.progress({"phase": phase.name, "note": f"{first} a few steps of the phase {phase.name} ..."})
             warm_up = max(WARM_UP_STEPS, phase.period)  # every function that is compiled is so by then
             timed = math.ceil(TIMED_STEPS / phase.period) * phase.period
-            for step in range(warm_up):
-                losses, _ = _take(phase, step)
+            with self._seeded(0):
+                for step in range(warm_up):
+                    losses, _ = _take(phase, step)
             _synchronize(losses)
             start, shares, taken_so_far = time.perf_counter(), 0.0, warm_up
             while not shares or time.perf_counter() - start < min(TIMED_SECONDS, 0.6 * minutes):
                 for step in range(taken_so_far, taken_so_far + timed):
-                    losses, share = _take(phase, step)
+                    with self._seeded(step):
+                        losses, share = _take(phase, step)
                     shares += share
                 taken_so_far += timed
                 _synchronize(losses)
@@ -320,6 +324,10 @@ class Run:
             log.warning("%s", self.method.beside())
         self.plan = Plan.from_json(self.plan.to_json() | {"steps": steps, "minutes": minutes})
         self.method.steps = steps
+
+    def _seeded(self, done: int) -> AbstractContextManager[None]:
+        """Return the context of a step: dropout of the networks in it is a function of the seed and the step."""
+        return self.method.engine.seeded(latents.fold(_STEP, self.plan.seed, done))
 
     # --- the loop -----------------------------------------------------------------------------------------------
 
@@ -390,7 +398,8 @@ class Run:
             note = f"Compiling: the first steps of the phase {phase.name} take longest ..."
             self.progress({"phase": phase.name, "note": note})
         for step in range(begin, phase.steps):
-            losses = phase.step(step)
+            with self._seeded(first + step):
+                losses = phase.step(step)
             self.taken[phase.name] = self.taken.get(phase.name, 0) + 1
             done = first + step + 1
             now = time.perf_counter()

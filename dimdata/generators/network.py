@@ -20,7 +20,7 @@ ARCHITECTURES: Registry[type[Architecture]] = Registry(
 )
 
 
-MAX_VALUES = 2**26  # of the largest map of an image: 256 MiB
+MAX_VALUES = 2**28  # of the largest map of an image, 16 x 4,096 x 4,096: 1 GiB
 
 
 def require_room(channels: int, height: int, width: int) -> None:

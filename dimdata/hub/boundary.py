@@ -38,7 +38,7 @@ LISTED = 10  # names in a hint
 
 Result = TypeVar("Result")
 
-_SECRET = re.compile(r"(\bhf_|\bBearer )[^\s'\"]+", re.IGNORECASE)  # a token, as an HTTP library may quote it
+_SECRET = re.compile(r"(\bhf_)[A-Za-z0-9]{20,}|((?i:\bBearer ))[^\s'\"]+")  # a token, as an HTTP library may quote it
 
 _log = logging.getLogger(__name__)
 _jitter = random.Random()  # of our own: no global random state is touched
@@ -235,7 +235,7 @@ def retry_seconds() -> float:
 
 def plain(text: object) -> str:
     """Return what someone else wrote as one short line without control characters, and without a token."""
-    line = _SECRET.sub(r"\1***", " ".join(str(text).split()))
+    line = _SECRET.sub(r"\1\2***", " ".join(str(text).split()))
     return "".join(c if c.isprintable() else "?" for c in line)[:200].rstrip(".")
 
 

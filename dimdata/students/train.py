@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from dimdata.students.feed import Feed, Source
 from dimdata.students.legs import lr_at, optimizer_of, rates_of
 from dimdata.students.own import student_name
 from dimdata.students.score import accuracy
-from dimdata.students.source import source_of
+from dimdata.students.source import START, source_of
 from dimdata.students.store import StudentInfo, load_student, save_student
 from dimdata.whitening import Whitening
 
@@ -84,7 +84,7 @@ def train(
     seed: int = 0,
     draw: str = "fresh",
     stage: int | None = None,
-    engine: Engine | str | None = None,
+    engine: Engine | str | torch.device | None = None,
     on_step: OnStep | None = None,
     on_leg: OnLeg | None = None,
     limit_steps: int | None = None,
@@ -154,7 +154,7 @@ def train(
     run = _Run(network, engine, seed, feeds, tensors, limit_steps, on_step, alike)
     run.check_batches_of_one(name)
     with (
-        _own_randomness(engine.device, latents.fold(_DROPOUT, seed)),
+        engine.seeded(latents.fold(_DROPOUT, seed)),
         compiling.room_for_shapes(engine),
         engine.exact() if learned else contextlib.nullcontext(),
     ):
@@ -236,7 +236,7 @@ class _Run:
         kept = {key: tensor.detach().clone() for key, tensor in self.network.named_buffers()}  # running statistics
         mode = self.network.training
         try:
-            with _own_randomness(self.engine.device, 0), torch.no_grad():
+            with self.engine.seeded(0), torch.no_grad():
                 functional_call(self.network.train(), kept, (torch.zeros_like(self.buffers[1]),))
         except ValueError as error:
             images, size = next((f.images, f.batch_size) for f in self.feeds if 1 in (f.ragged, f.batch_size))
@@ -365,6 +365,11 @@ def require_recipe(generator: Generator) -> None:
         )
     if recipe.start.student:
         find_student(recipe.start.student)
+    if recipe.start.law == "stored" and not any(name.startswith(START) for name in generator.recipe_tensors):
+        raise ArgumentError(
+            "The recipe starts from stored weights, which this method does not make.",
+            "Choose another law of the start.",
+        )
     for number, leg in enumerate(recipe.legs, 1):
         parse(leg.augment, leg.dialect, mixing=True)
         if (leg.stage or 1) > stages:
@@ -372,6 +377,7 @@ def require_recipe(generator: Generator) -> None:
                 f"Leg {number} of the recipe is of stage {leg.stage}, and there will be {stages}.",
                 "Leave its stage out, or distil in stages (--method pdd).",
             )
+        generator.view(stage=leg.stage, alone=leg.alone)
 
 
 def check_fit(network: nn.Module, spec: Spec, device: torch.device) -> None:
@@ -399,15 +405,3 @@ def check_fit(network: nn.Module, spec: Spec, device: torch.device) -> None:
             "classes.",
             f"Give it {spec.num_classes} outputs.",
         )
-
-
-@contextlib.contextmanager
-def _own_randomness(device: torch.device, key: int) -> Iterator[None]:
-    """Give dropout in a student a random state of its own, and leave the global one as it was."""
-    cuda = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
-        torch.default_generator.manual_seed(key)
-        if cuda:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(key)
-        yield

@@ -11,8 +11,9 @@ batches are somewhat slower for each image, so the estimate is then on the high 
 
 import argparse
 import json
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +41,19 @@ def random_real(name: str) -> RealData:
     return RealData.from_arrays(images, torch.arange(count) % 10, name=name)
 
 
-def seconds(step: Callable[[int], Mapping[str, Any]], count: int, clock: Callable[[], float]) -> float:
-    """Seconds of a step, after one that is not timed."""
-    for number in range(1 + count):
+def seconds(phase: Phase, begin: int, count: int, clock: Callable[[], float]) -> float:
+    """Seconds of a step, of `count` or more whose work makes whole periods, after one that is not timed.
+
+    They begin at step `begin`, behind a calm start.
+    """
+    timed = math.ceil(count / phase.period) * phase.period
+    for number in range(1 + timed):
         if number == 1:
             started = clock()
-        losses = step(number)
+        losses = phase.step(begin + number)
         for value in losses.values():
             value.item()  # waits for the device
-    return (clock() - started) / count
+    return (clock() - started) / timed
 
 
 def by_name(method: DiM) -> dict[str, Phase]:
@@ -87,13 +92,13 @@ def main() -> None:
     sizes = {"gan": config.batch_size, "match": config.match_batch_size or config.batch_size}
     scale = {name: size / (arguments.batch or size) for name, size in sizes.items()}
     planned = {name: phase.steps for name, phase in by_name(DiM(config, real, engine, 0, total)).items()}
-    gan = seconds(by_name(made())["gan"].step, arguments.steps, clock) * scale["gan"]
+    gan = seconds(by_name(made())["gan"], config.calm, arguments.steps, clock) * scale["gan"]
     print(f"gan: {gan:.2f} s a step of {sizes['gan']} images", flush=True)
     pool: dict[str, float] = {}
     if "match" in planned:
         for name in config.pool:
-            step = by_name(made(pool=[name]))["match"].step
-            pool[name] = seconds(step, arguments.steps, clock) * scale["match"]
+            phase = by_name(made(pool=[name]))["match"]
+            pool[name] = seconds(phase, 0, arguments.steps, clock) * scale["match"]
             print(f"match, {name}: {pool[name]:.2f} s a step of {sizes['match']} images", flush=True)
     match = sum(pool.values()) / len(pool) if pool else 0.0
     hours = {"gan": planned.get("gan", 0) * gan / 3600, "match": planned.get("match", 0) * match / 3600}

@@ -20,6 +20,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dimdata import artifact
 from dimdata.distill.config import make_config, merge, parse_setting
 from dimdata.distill.dim import DiM, DimConfig
@@ -30,6 +32,7 @@ from dimdata.errors import INTERRUPTED, DimdataError, RunError
 from dimdata.evaluate import evaluate
 from dimdata.files import write_atomic
 from dimdata.real import RealData, load_real
+from dimdata.students.compiling import room_for_shapes
 
 TARGET = 20.0
 
@@ -94,13 +97,16 @@ class Side:
 
         run = Run(self.folder, plan, method, progress, "")
         done = run.restore() if old else 0
-        if not old:
-            run.plan_minutes(minutes, 0)
-        try:
-            run.go(done)
-        except RunError as error:
-            if error.exit_code != INTERRUPTED or wanted:
-                raise
+        if engine.compiled:
+            torch.compiler.reset()  # the other side has used up what is compiled of a function at most
+        with room_for_shapes(engine):
+            if not old:
+                run.plan_minutes(minutes, 0)
+            try:
+                run.go(done)
+            except RunError as error:
+                if error.exit_code != INTERRUPTED or wanted:
+                    raise
         for number, _ in wanted:  # the schedule ended before the time did
             artifact.save(method.generator(), self.mark(number), provenance={"seconds": run.seconds})
 
