@@ -708,7 +708,7 @@ def test_the_time_left_is_not_told_by_networks_that_are_trained_first(tmp_path, 
     assert len(unrolled) == 8
     assert unrolled[-1] == 0
     events.clear()
-    distill("digits", out=tmp_path / "minutes", minutes=0.05, **given)
+    distill("digits", out=tmp_path / "minutes", minutes=0.15, **given)
     told = [e["eta_seconds"] for e in events if "eta_seconds" in e and e["phase"] == "pretrain"]
     assert told, "a budget in minutes has measured all phases"
     assert max(told) < 60
