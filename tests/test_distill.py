@@ -734,22 +734,24 @@ def test_a_folder_that_holds_no_run_is_not_to_be_resumed(tmp_path):
         assert "--resume" not in caught.value.hint
 
 
-def test_another_network_keeps_of_the_options_what_it_has():
+def test_another_network_keeps_of_the_options_what_it_has(tmp_path):
     """Those of the network before are no concern of the one that takes its place."""
 
     def network(*sources):
         return make_config(DimConfig, *sources).network
 
-    preset = network("dim-cifar10")
+    path = tmp_path / "mine.toml"
+    path.write_text("[network]\nwidth = 80\nmid = 48\nstem = 48\n")
+    preset = network(str(path))
     assert preset["name"] == "subpixel"
     assert "width" in preset
     other = {"name": "pyramid", "widths": [8, 8], "condition": "concat"}
-    assert network("dim-cifar10", {"network": other}) == {**other, "stem": preset["stem"]}
-    assert network("dim-cifar10", {"network": {"name": "subpixel-coded"}}) == {**preset, "name": "subpixel-coded"}
-    assert network("dim-cifar10", {"network": {"width": 9}}) == {**preset, "width": 9}
+    assert network(str(path), {"network": other}) == {**other, "stem": preset["stem"]}
+    assert network(str(path), {"network": {"name": "subpixel-coded"}}) == {**preset, "name": "subpixel-coded"}
+    assert network(str(path), {"network": {"width": 9}}) == {**preset, "width": 9}
     wrong = {"network": {"name": "pyramid", "width": 8}}
     with pytest.raises(FormatError, match="width"):
-        DiM(make_config(DimConfig, "dim-cifar10", wrong), load_real("digits"), Engine.of(*PLAIN.values()), 0, 4)
+        DiM(make_config(DimConfig, str(path), wrong), load_real("digits"), Engine.of(*PLAIN.values()), 0, 4)
 
 
 @pytest.mark.parametrize("name", presets())

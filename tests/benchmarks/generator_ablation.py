@@ -1,7 +1,7 @@
 """Which generator is worth its cost? Variants of the network, each distilled for equal time and scored alike.
 
     python tests/benchmarks/generator_ablation.py --real cifar10 --out ablation.jsonl --plot ablation.png
-    python tests/benchmarks/generator_ablation.py --only as-bundled --only nearest --seeds 3 --out ablation.jsonl
+    python tests/benchmarks/generator_ablation.py --only full --only nearest --seeds 3 --out ablation.jsonl
 
 `generator_ablation.toml` holds the variants: width, where the resolution is raised and how, full or separable
 convolutions, and where the label enters. Each costs at most 60 MFLOP an image and 4 MB, or is refused. Accuracy is
