@@ -70,10 +70,10 @@ class ProjectionCritic(Critic):
     def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return scores and class logits; see `Critic.forward`."""
         x = (images * 2 - 1).contiguous(memory_format=torch.channels_last)
-        x = F.leaky_relu(self.down1(x), 0.2)
-        x = F.leaky_relu(self.down2(x), 0.2)
-        x = x + F.leaky_relu(self.same(x), 0.2)
-        x = self.pool(F.leaky_relu(self.down3(x), 0.2).float())
+        x = F.leaky_relu(self.down1(x), 0.2, inplace=True)
+        x = F.leaky_relu(self.down2(x), 0.2, inplace=True)
+        x = x + F.leaky_relu(self.same(x), 0.2, inplace=True)
+        x = self.pool(F.leaky_relu(self.down3(x), 0.2, inplace=True).float())
         score = self.score(x).squeeze(1) + self.project(x).gather(1, labels[:, None]).squeeze(1)
         return score.float(), self.classify(x).float()
 
@@ -127,7 +127,7 @@ class AcganCritic(Critic):
             layers += [
                 nn.Conv2d(channels, width, 3, stride, 1),
                 nn.LayerNorm([width, *sides]),
-                nn.LeakyReLU(0.01),
+                nn.LeakyReLU(0.01, inplace=True),
             ]
             channels = width
         self.layers = nn.Sequential(*layers)
