@@ -1,5 +1,6 @@
 """The distillation loop, driven with DiM on the bundled digits."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -15,14 +16,16 @@ from safetensors.torch import load_file, save_file
 from dimdata import artifact
 from dimdata.distill.config import about, make_config, merge, parse_setting, presets
 from dimdata.distill.dim import DiM, DimConfig
-from dimdata.distill.method import METHODS, Phase
+from dimdata.distill.method import METHODS, Phase, Probe
 from dimdata.distill.plan import Plan
 from dimdata.distill.run import Run, compiling, distill
+from dimdata.distill.staging import steps_of
 from dimdata.engine import Engine
 from dimdata.errors import ArgumentError, DeviceError, FormatError, NotFoundError, RunError, WorldError
 from dimdata.evaluate import evaluate
 from dimdata.hub.readme import add_scores
 from dimdata.real import load_real, random_real
+from dimdata.students.legs import rates_of
 from dimdata.students.train import accuracy, train
 
 TINY = {
@@ -522,6 +525,19 @@ def test_probes_hold_out_training_images(tmp_path):
     assert 0 <= scores[0] <= 100
     provenance = json.loads((tmp_path / "run/generator/config.json").read_text())["provenance"]
     assert provenance["data"]["images"] < len(load_real("digits").train.labels)
+
+
+def test_a_probe_follows_the_whole_schedule_in_fewer_steps():
+    generator = artifact.load("dim-mnist")
+    probe = Probe()
+    recipe = probe.recipe(generator)
+    (leg,), (whole,) = recipe.legs, generator.recipe.legs
+    assert leg.steps == probe.steps < steps_of(whole, probe.ipc * 10)
+    assert (leg.schedule, leg.lr, leg.batch_size) == (whole.schedule, whole.lr, whole.batch_size)
+    assert rates_of(leg, leg.steps, {})(leg.steps - 1) < leg.lr / 100
+    assert train("convnet1-w8", generator, ipc=probe.ipc, recipe=recipe, engine="cpu").steps == probe.steps
+    assert dataclasses.replace(probe, steps=10**6).recipe(generator) is generator.recipe
+    assert dataclasses.replace(probe, steps=None).recipe(generator) is generator.recipe
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,8 @@ class ProjectionCritic(Critic):
     def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return scores and class logits; see `Critic.forward`."""
         x = (images * 2 - 1).contiguous(memory_format=torch.channels_last)
+        # In place, so that the backward pass reads the output, which the next convolution keeps anyway. Compiled steps
+        # store a mask of bools otherwise, and on a CPU that takes longer than the convolution.
         x = F.leaky_relu(self.down1(x), 0.2, inplace=True)
         x = F.leaky_relu(self.down2(x), 0.2, inplace=True)
         x = x + F.leaky_relu(self.same(x), 0.2, inplace=True)

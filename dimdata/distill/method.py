@@ -9,10 +9,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from dimdata.distill.staging import shortened, steps_of
 from dimdata.engine import Engine
 from dimdata.errors import ArgumentError
 from dimdata.generators.base import Generator
 from dimdata.real import RealData
+from dimdata.recipe import Recipe
 from dimdata.registry import Registry
 from dimdata.spec import Record
 from dimdata.students.source import NetworkSource
@@ -63,13 +65,26 @@ class Probe:
         student: The network trained on it.
         ipc: Images per class; none = all there are.
         students: Networks trained, of which the mean counts.
-        steps: Steps of each; none = the whole recipe.
+        steps: Steps of each at most; none = the whole recipe.
     """
 
     student: str = "convnet3-w32"
     ipc: int | None = 10
     students: int = 1
     steps: int | None = 500
+
+    def recipe(self, generator: Generator) -> Recipe:
+        """Return the generator's recipe in at most `steps` steps, its schedules with it.
+
+        A student that is stopped before its learning rate has fallen tells little of how the generator improves.
+        """
+        recipe, images = generator.recipe, generator.images
+        if self.steps is None:
+            return recipe
+        if self.ipc is not None:
+            images = self.ipc * generator.spec.num_classes
+        whole = sum(steps_of(leg, images or 0) for leg in recipe.legs)
+        return recipe if whole <= self.steps else shortened(recipe, self.steps)
 
 
 @dataclass(frozen=True)

@@ -482,9 +482,9 @@ class Run:
         real = self.method.real
         assert real.test is not None
         probe, engine, generator = self.method.probe(), self.method.engine, self.method.generator()
-        scores = []
+        recipe, scores = probe.recipe(generator), []
         for seed in range(probe.students):
-            made = train(probe.student, generator, ipc=probe.ipc, seed=seed, engine=engine, limit_steps=probe.steps)
+            made = train(probe.student, generator, ipc=probe.ipc, recipe=recipe, seed=seed, engine=engine)
             test = (real.test.images, real.test.labels, real.mean, real.std)
             scores.append(accuracy(made.network, *test, engine=engine, whitening=made.info.whitening))
         score = sum(scores) / len(scores)
