@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import re
@@ -183,6 +184,8 @@ def _why_precision(engine: Any) -> str:
 
 def _why_compile(engine: Any) -> str:
     if engine.device.type == "cuda":
+        if importlib.util.find_spec("triton") is None:
+            return "Triton is not installed"
         return "Triton supports this GPU" if engine.compiled else "this GPU is too old for Triton"
     if engine.device.type != "cpu":
         return f"not done on {engine.device.type}"

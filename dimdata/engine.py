@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import logging
 import platform
 import shutil
@@ -122,6 +123,11 @@ class Engine:
             return function
         return _Fallback(torch.compile(function, dynamic=False, backend=_inductor), function)  # type: ignore[return-value]
 
+    def _reduced(self) -> str:
+        """Say where float32 is not computed as such: PyTorch lets convolutions on CUDA round their factors."""
+        tf32 = self.device.type == "cuda" and torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
+        return " (convolutions in TF32)" if tf32 else ""
+
     @property
     def fused(self) -> bool:
         """Whether optimisers have one kernel here for a whole step."""
@@ -135,7 +141,7 @@ class Engine:
         """Return the facts that bit-identical repetition depends on."""
         return {
             "device": _device_name(self.device),
-            "precision": "bf16" if self.bf16 else "fp32",
+            "precision": "bf16" if self.bf16 else "fp32" + self._reduced(),
             "compiled": self.compiled,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
@@ -217,7 +223,9 @@ def _can_compile(device: torch.device) -> bool:
     """Whether `torch.compile` has what it needs: a C++ compiler on a CPU, Triton on CUDA."""
     if device.type == "cpu":
         return platform.system() == "Linux" and shutil.which("g++") is not None
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0)
+    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return False
+    return torch.cuda.get_device_capability(device) >= (7, 0)
 
 
 def _device_name(device: torch.device) -> str:

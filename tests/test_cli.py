@@ -439,6 +439,17 @@ def test_budgets_that_no_run_can_have(run, budget, more):
     assert f"{budget[0].lstrip('-')} is {budget[1]}" in shown.err
 
 
+@pytest.mark.parametrize("size", ["tensor", "bytes"])
+def test_memory_that_runs_out_is_told_in_words(size, run, monkeypatch):
+    ask = {"tensor": lambda *_, **__: torch.empty(10**15), "bytes": lambda *_, **__: bytearray(10**15)}[size]
+    monkeypatch.setattr("dimdata.preview.png", ask)
+    result = run("preview", "dim-mnist")
+    assert result.code == 1
+    assert "too little free memory" in result.err
+    assert "foreseen" not in result.err
+    assert "hint: Stop what else uses it" in result.err
+
+
 def test_dry_run_sets_images_aside_for_probes_as_a_run_does(run):
     words = ("distill", "digits", "--steps", 10, "--dry-run", "--json", *TINY)
     whole, part = (json.loads(run(*words, *more).out)["data"]["images"] for more in ((), ("--probes", 2)))

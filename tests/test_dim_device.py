@@ -198,6 +198,8 @@ def test_the_profile_counts_every_operation_to_its_part(monkeypatch, capsys, tmp
     import profile_distill
 
     monkeypatch.setitem(profile_distill.SIDE, "cpu", 64)
+    monkeypatch.setattr(profile_distill, "PRODUCT_SECONDS", 0.01)
+    monkeypatch.setattr(profile_distill, "TIMED_SECONDS", 0.01)
     (tmp_path / "toy.toml").write_text(
         'critic = 8\nbatch_size = 16\npool = ["convnet1-w16"]\nlatent = 8\n'
         'network = {name = "pyramid", widths = [16, 8], stem = 8}\n'

@@ -135,15 +135,29 @@ def _tell(error: BaseException, debug: bool, words: Sequence[str]) -> int:
         traceback.print_exception(error)
     if isinstance(error, DimdataError):
         message, hint, code = error.message, error.hint, error.exit_code
+    elif _out_of_memory(error):
+        message, code = f"There is too little free memory ({_first_line(error) or 'no more was given'}).", WORLD
+        hint = "Stop what else uses it, or ask for less at once: smaller batches, or fewer images per class."
     elif isinstance(error, OSError) and error.strerror:
         message, hint, code = f"{error.strerror}: {error.filename or 'while reading or writing'}", "", WORLD
     else:
-        message, code = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]:.300}", WORLD
+        message, code = f"{type(error).__name__}: {_first_line(error)}", WORLD
         hint = "" if debug else "This was not foreseen. Run the same command with --debug to see where it happened."
     output.note(f"error: {' '.join(message.split())}")
     if hint:
         output.note(f"hint: {_typed(' '.join(hint.split()), words)}")
     return code
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{str(error).strip().partition(chr(10))[0]:.300}"
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of the machine or of a device; torch stays unimported where nothing needed it."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, of devices
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

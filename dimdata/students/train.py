@@ -175,8 +175,9 @@ def train(
         seed=seed,
         whitening=whitening,
     )
+    loss = float(run.loss)  # waits for the device, before the clock is read
     seconds = time.perf_counter() - started
-    result = TrainResult(network, run.done, run.drawn, run.distinct(), seconds, float(run.loss), info)
+    result = TrainResult(network, run.done, run.drawn, run.distinct(), seconds, loss, info)
     if result.diverged:
         log.warning("%s diverged: the loss of its last step, of %d, is %s.", name, result.steps, result.loss)
     return result

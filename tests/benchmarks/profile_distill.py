@@ -37,11 +37,14 @@ from dimdata.distill.pool import Member
 from dimdata.engine import Engine, keep_freed_memory
 from dimdata.real import RealData
 from dimdata.report import markdown_table
+from dimdata.students.compiling import room_for_shapes
 
 PLANNED_STEPS = 10_000
 LARGEST = 3
 LEAST_FLOP = 1e8  # a step; less is no arithmetic to speak of
 SIDE = {"cpu": 2048, "cuda": 8192}  # of the matrix product
+PRODUCT_SECONDS = 1.0  # at least
+TIMED_SECONDS = 2.0
 
 STEP = "step"
 PREFIX = "part: "
@@ -144,15 +147,16 @@ def operations(config: DimConfig, real: RealData, name: str, steps: int) -> dict
 
 
 def product_rate(engine: Engine, clock: Callable[[], float]) -> float:
-    """Return operations a second of a large matrix product in the engine's precision: the best of three."""
+    """Return operations a second of a large matrix product in the engine's precision: the best of many."""
     side = SIDE.get(engine.device.type, 4096)
     kind = torch.bfloat16 if engine.bf16 else torch.float32
     a = torch.randn(side, side, device=engine.device, dtype=kind)
-    best = 0.0
-    for _ in range(4):  # the first also warms up
+    best, begun, count = 0.0, clock(), 0
+    while count < 4 or clock() - begun < PRODUCT_SECONDS:  # a device that was idle is not at its full clock at once
         started = clock()
         (a @ a)[0, 0].item()  # waits for the device
         best = max(best, 2 * side**3 / (clock() - started))
+        count += 1
     return best
 
 
@@ -168,13 +172,17 @@ def measure(phase: Phase, engine: Engine, steps: int, clock: Callable[[], float]
             loss.item()  # waits for the device
         return (clock() - started) / count
 
-    warm = max(3, phase.period)
-    run(0, warm)
-    whole = run(warm, steps)
+    done = max(3, phase.period)
+    run(0, done)
+    taken, seconds = 0, 0.0
+    while seconds < TIMED_SECONDS:
+        seconds += steps * run(done + taken, steps)
+        taken += steps
+    whole, done = seconds / taken, done + taken
     of_device = engine.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if of_device else [])]
     with profile(activities=activities, acc_events=True) as found:
-        run(warm + steps, steps)
+        run(done, steps)
     by_part = shares(list(found.events()), of_device)
     if of_device:  # the kernels' own time; the host has the rest
         parts = {part: value / 1e6 / steps for part, value in by_part.items()}
@@ -203,7 +211,7 @@ def main() -> None:
     print(", ".join(f"{key} {value}" for key, value in engine.describe().items()))
     result: dict[str, Any] = {"data": real.name, "config": arguments.config, "machine": engine.describe(), "phases": {}}
     peak = product_rate(engine, clock)
-    with labelled_pool():
+    with labelled_pool(), room_for_shapes(engine):
         method = DiM(config, real, engine, 0, PLANNED_STEPS)
         label(method)
         for phase in method.phases():
