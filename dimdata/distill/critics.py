@@ -75,9 +75,12 @@ class ProjectionCritic(Critic):
         x = F.leaky_relu(self.down1(x), 0.2, inplace=True)
         x = F.leaky_relu(self.down2(x), 0.2, inplace=True)
         x = x + F.leaky_relu(self.same(x), 0.2, inplace=True)
-        x = self.pool(F.leaky_relu(self.down3(x), 0.2, inplace=True).float())
-        score = self.score(x).squeeze(1) + self.project(x).gather(1, labels[:, None]).squeeze(1)
-        return score.float(), self.classify(x).float()
+        return self.heads(self.pool(F.leaky_relu(self.down3(x), 0.2, inplace=True).float()), labels)
+
+    def heads(self, seen: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return scores and class logits of what the heads see `[B, seen]`."""
+        score = self.score(seen).squeeze(1) + self.project(seen).gather(1, labels[:, None]).squeeze(1)
+        return score.float(), self.classify(seen).float()
 
 
 @CRITICS.register("spatial")

@@ -14,6 +14,7 @@ never the test images; see `trials.py`.
 
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 from trials import Bench, Trial, options, plot, summaries, table, variants
 
@@ -44,6 +45,16 @@ class UnconditionedCritic(ScaledSpatialCritic):
     def __init__(self, image_shape: ImageShape, num_classes: int, width: int) -> None:
         super().__init__(image_shape, num_classes, width)
         self.project = Nothing(num_classes)
+
+
+@CRITICS.register("exact-heads")
+class ExactHeadsCritic(ScaledSpatialCritic):
+    """`spatial-scaled` with heads in float32, where autocast takes them to bf16: a score of 2 to 4 in steps of 1/64."""
+
+    def heads(self, seen: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """See `ProjectionCritic.heads`."""
+        with torch.autocast(seen.device.type, enabled=False):
+            return super().heads(seen, labels)
 
 
 def main() -> None:
