@@ -439,6 +439,32 @@ def test_budgets_that_no_run_can_have(run, budget, more):
     assert f"{budget[0].lstrip('-')} is {budget[1]}" in shown.err
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("distill", "cifar10", "--method", "nope"), "nope"),
+        (("distill", "cifar10", "--config", "nope"), "nope"),
+        (("distill", "cifar10", "--set", "lr=0"), "config.lr is 0"),
+        (("distill", "cifar10", "--device", "nope"), "nope"),
+        (("distill", "cifar10", "--resume", "-o", "empty"), "empty"),
+        (("evaluate", "dim-cifar10", "--real", "cifar10", "--seeds", 0), "seeds is 0"),
+        (("evaluate", "dim-cifar10", "--real", "cifar10", "--device", "nope"), "nope"),
+        (("compare", "dim-cifar10", "--real", "cifar10", "--device", "nope"), "nope"),
+        (("verify", "dim-cifar10", "--real", "cifar10", "--budget", 0), "--budget is 0"),
+        (("verify", "dim-cifar10", "--real", "cifar10", "--seeds", 0), "--seeds is 0"),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, tuple) else "",
+)
+def test_what_can_be_refused_is_refused_before_a_dataset_is_fetched(words, told, run, monkeypatch):
+    def fetch(*_, **__):
+        raise AssertionError("a dataset was asked for")
+
+    monkeypatch.setattr("dimdata.real.known._open", fetch)
+    result = run(*words)
+    assert result.code == 2
+    assert told in result.err
+
+
 @pytest.mark.parametrize("size", ["tensor", "bytes"])
 def test_memory_that_runs_out_is_told_in_words(size, run, monkeypatch):
     ask = {"tensor": lambda *_, **__: torch.empty(10**15), "bytes": lambda *_, **__: bytearray(10**15)}[size]

@@ -87,6 +87,7 @@ def run(
         require_plots(plot)
     rule = find_protocol(protocol)
     students, draws = [user_student(word) for word in dict.fromkeys(wanted)], check_draws(words(draw))
+    engine = Engine.of(device, precision, compile)
     keep_freed_memory()
     # All that can be refused is refused before the first student is trained.
     jobs = []
@@ -102,7 +103,6 @@ def run(
             continue
         jobs.append((name, generator, budgets, _fitting(name, generator, students, budgets, rule)))
     against_what = [against.real_data(generator, real, root) for _, generator, _, _ in jobs]
-    engine = Engine.of(device, precision, compile)
     for (name, *_), data in zip(jobs, against_what, strict=True):
         if real_images and data is None:
             raise ArgumentError(

@@ -90,7 +90,7 @@ def run(
     from dimdata.artifact import read_config
     from dimdata.distill.config import merge, parse_setting, presets
     from dimdata.distill.plan import existing
-    from dimdata.distill.run import check_budget, distill
+    from dimdata.distill.run import asked_for, check_budget, distill
     from dimdata.distill.tensorboard import TensorBoard, require_tensorboard
     from dimdata.engine import keep_freed_memory
     from dimdata.real import load_real, validation_split
@@ -106,14 +106,16 @@ def run(
         given = merge(given, parse_setting(text))
     if config is None and not resume and f"{method}-{data}" in presets():
         output.note(f"hint: --config {method}-{data} has settings made for this data; `dimdata list --presets` tells.")
-    real = load_real(data, root=root, test=test, size=size)
     folder = out or Path("runs") / f"{method}-{Path(data).stem.lower()}"
+    # What can be refused is refused before a dataset is downloaded.
+    asked_for(method, config, given, device, precision)
+    old = None if dry_run else existing(folder, resume)
+    real = load_real(data, root=root, test=test, size=size)
     if dry_run:
         real = validation_split(real) if probes else real
         _plan(real, folder, method, config, given, seed, steps, minutes, (device, precision, compile), json)
         return
     words = context.find_root().obj or ["distill", data]
-    old = existing(folder, resume)
     again = _again(context, data, folder, old.minutes if old else None, old.steps if old else None)
     try:
         with contextlib.ExitStack() as opened:

@@ -97,6 +97,9 @@ def run(
     # What can be refused is refused before a dataset is downloaded.
     chosen, draws = [user_student(word) for word in students], check_draws(words(draw))
     against_real = check_baselines([] if baselines == "none" else words(baselines))
+    engine = Engine.of(device, precision, compile)
+    if seeds < 1:
+        raise ArgumentError(f"seeds is {seeds}; at least one is needed.", "Use --seeds 3, say.")
     weights = require_refreshable(name) if update_card else ""
     keep_freed_memory()
     generator = options.levered(load(name), levers, teacher)
@@ -131,7 +134,7 @@ def run(
         epochs=epochs,
         protocol=protocol,
         baselines=against_real,
-        engine=Engine.of(device, precision, compile),
+        engine=engine,
         output=out,
         on_row=on_row,
     )

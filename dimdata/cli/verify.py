@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dimdata.cli import against, options, output
-from dimdata.errors import WORLD, DimdataError, FormatError
+from dimdata.errors import WORLD, ArgumentError, DimdataError, FormatError
 
 if TYPE_CHECKING:
     from dimdata.claims import Training
@@ -68,6 +68,9 @@ def _verify(
     from dimdata.verify import require_triable, try_claim, verify_files
 
     engine = Engine.of(*compute)
+    for option, value in (("--budget", budget), ("--seeds", seeds)):
+        if value < 1 and not quick:
+            raise ArgumentError(f"{option} is {value}.", "Give 1 or more, or check the files alone with --quick.")
     try:
         generator, files = verify_files(facts["name"], revision=revision)
     except FormatError as error:

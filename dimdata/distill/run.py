@@ -105,12 +105,10 @@ def distill(
     """
     check_budget(minutes, steps, probes)
     folder = Path(out)
-    kind = METHODS[method]
-    chosen = kind.resolve(make_config(kind.Config, config, settings))
+    kind, chosen = asked_for(method, config, settings, device, precision)
     old = existing(folder, resume)
     kept = old.minutes if old and steps is None else None  # the time budget of the run that goes on
     budget = minutes if minutes is not None else kept
-    Engine.of(device, precision, "off")  # what is wrong with it is told before data is read
     real = load_real(data, root=root)
     if probes:
         real = validation_split(real)
@@ -140,6 +138,19 @@ def distill(
         if old and done:
             run.change_budget(old.steps, done)
         return run.go(done)
+
+
+def asked_for(
+    method: str,
+    config: Mapping[str, Any] | Record | str | os.PathLike[str] | None,
+    settings: Mapping[str, Any] | None,
+    device: str,
+    precision: str,
+) -> tuple[type[Method], Any]:
+    """Return the method and its configuration, and refuse what can be refused before data is read; see `distill`."""
+    kind = METHODS[method]
+    Engine.of(device, precision, "off")
+    return kind, kind.resolve(make_config(kind.Config, config, settings))
 
 
 def compiling(asked: str, minutes: float | None, steps: int) -> str:
