@@ -143,9 +143,9 @@ def notes(scores: Sequence[Score]) -> list[str]:
             "the practical ceiling. Share: how much of it is reached."
         )
     if "all real" in shown:
-        found.append("All real: every real training image, for the same number of steps.")
+        found.append("All real: drawn from all real training images, for the same number of steps.")
     if shown & {"random real", "distinct real", "all real"}:
-        found.append("Baselines follow the same recipe, with the same seeds.")
+        found.append("Baselines follow the same recipe, with the same seeds or the first of them.")
     if "levers" in shown:
         found.append("Levers: options of the draw. Figures without and with them are never taken together.")
     if "drawn" in shown:

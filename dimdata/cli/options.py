@@ -40,7 +40,8 @@ Names = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="NAME",
-        help="Bundled generators, folders or Hub repositories; every bundled one unless given.",
+        help="Bundled generators, folders or Hub repositories; unless given, every bundled one that is not made for "
+        "one student alone.",
         autocompletion=_bundled,
     ),
 ]
@@ -58,22 +59,33 @@ Compile = Annotated[
     str,
     typer.Option("--compile", help="auto, on or off: whether to compile the hot functions."),
 ]
+_REAL = "Real images to test on: a dataset, folder, .npz file, or `holdout`, those that come with the generator."
 Real = Annotated[
     str | None,
-    typer.Option("--real", metavar="DATA", help="Real images to test on: a dataset, folder, .npz file, or `holdout`."),
+    typer.Option(
+        "--real", metavar="DATA", help=f"{_REAL} [default: the dataset that was distilled, if it is a known one]"
+    ),
+]
+RealOrHoldout = Annotated[
+    str | None,
+    typer.Option("--real", metavar="DATA", help=f"{_REAL} [default: holdout]"),
 ]
 Root = Annotated[
     Path | None,
     typer.Option(
         "--root",
         metavar="DIR",
-        help="Where torchvision keeps real datasets (downloaded there if absent). [default: ~/.cache/dimdata/data]",
+        help="Where torchvision keeps real datasets (downloaded there if absent). [default: $DIMDATA_DATA, or "
+        "~/.cache/dimdata/data]",
     ),
 ]
 Draws = Annotated[str, typer.Option("--draw", help="fresh, fixed, or fresh,fixed.")]
 Students = Annotated[int, typer.Option("--seeds", help="Students trained for each figure.")]
 Protocol = Annotated[str, typer.Option("--protocol", help="dimdata (the generator's recipe) or dim-paper.")]
-Epochs = Annotated[int | None, typer.Option("--epochs", help="Instead of the recipe's (1,000).")]
+Epochs = Annotated[
+    int | None,
+    typer.Option("--epochs", help="Instead of the recipe's (mostly 1,000); not where it counts steps."),
+]
 Rows = Annotated[
     Path | None,
     typer.Option(

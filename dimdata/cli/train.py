@@ -38,7 +38,11 @@ def run(
         int | None, typer.Option("--stage", help="Train on the first stages of the generator only.")
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option("--epochs", help="Instead of the recipe's (1,000; 30 on real images).")
+        int | None,
+        typer.Option(
+            "--epochs",
+            help="Instead of the recipe's (mostly 1,000; 30 on real images); not where it counts steps.",
+        ),
     ] = None,
     augment: Annotated[
         str | None, typer.Option("--augment", help="Instead of the recipe's: flip+crop, or none.")
@@ -54,7 +58,7 @@ def run(
     ] = None,
     levers: options.Levers = "",
     teacher: options.Teacher = None,
-    real: options.Real = None,
+    real: options.RealOrHoldout = None,
     root: options.Root = None,
     size: Annotated[
         int | None, typer.Option("--size", help="Side that a folder's images are resized to, to train on them.")

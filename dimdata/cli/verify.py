@@ -21,7 +21,7 @@ def run(
         int, typer.Option("--budget", metavar="IMAGES", help="Images that a student may see at most.")
     ] = 20_000,
     seeds: Annotated[int, typer.Option("--seeds", help="Students trained.")] = 1,
-    real: options.Real = None,
+    real: options.RealOrHoldout = None,
     root: options.Root = None,
     revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit on the Hub.")] = None,
     device: options.Device = "auto",
