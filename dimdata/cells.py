@@ -245,10 +245,14 @@ def with_epochs(recipe: Recipe, epochs: int, name: str = "") -> Recipe:
     return dataclasses.replace(recipe, legs=tuple(legs))
 
 
-def in_steps(cell: Cell) -> Recipe:
+def in_steps(cell: Cell, shuffle: bool = False) -> Recipe:
     """Return the recipe of a cell with as many steps and images, however many images there are to train on.
 
     Several legs have batches of several sizes, which may not divide the images: `whole_batches`.
+
+    Args:
+        cell: The cell.
+        shuffle: Whether to shuffle even where the recipe does not.
     """
     legs = []
     for leg, images in zip(cell.recipe.legs, cell.leg_images, strict=True):
@@ -256,9 +260,9 @@ def in_steps(cell: Cell) -> Recipe:
         steps = leg.steps if leg.epochs is None else leg.epochs * batches
         size = math.ceil(images / batches)  # an epoch's last batch may be smaller; here all are of one size
         # Each epoch would show the same images first, were these not in an order of its own.
-        shuffle = leg.shuffle or len(cell.recipe.legs) > 1
+        mixed = shuffle or leg.shuffle or len(cell.recipe.legs) > 1
         whole = dataclasses.replace(
-            leg, stage=None, alone=False, epochs=None, steps=steps, batch_size=size, shuffle=shuffle
+            leg, stage=None, alone=False, epochs=None, steps=steps, batch_size=size, shuffle=mixed
         )
         legs.append(whole)
     return dataclasses.replace(cell.recipe, legs=tuple(legs))

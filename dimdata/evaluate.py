@@ -246,7 +246,20 @@ class _Run:
         trained_on = [cell.what, self.source(cell), cell.draw, self.budget(cell)]
         if whole_batches(cell):
             trained_on.append("whole batches, from leg to leg")
+        if self._mixed(cell):
+            trained_on.append("shuffled")
         return digest([*trained_on, self.identities[cell.student], cell.seed, self.test_fingerprint])
+
+    def _mixed(self, cell: Cell) -> bool:
+        """Whether a baseline is shuffled though its recipe does not shuffle.
+
+        Real images lie slot by slot with one of each class, as long as there is one. Where classes are unequal, those
+        at the end would all be of the largest, and a student that meets them last forgets the others.
+        """
+        if cell.what not in ("distinct", "all") or self.real is None or any(leg.shuffle for leg in cell.recipe.legs):
+            return False
+        counts = torch.bincount(self.real.train.labels, minlength=self.real.num_classes)
+        return bool(counts.min() < counts.max()) and len(cell.recipe.legs) == 1
 
     def _same_as_distinct(self, cell: Cell, key: str, results: Results) -> Row | None:
         """Return the row of the `distinct` baseline for `all`, where that already took all real images."""
@@ -331,7 +344,7 @@ class _Run:
         if cell.what == "generator":
             return self.generator, cell.ipc, cell.recipe
         assert self.real is not None
-        recipe = in_steps(cell)
+        recipe = in_steps(cell, self._mixed(cell))
         table = distinct_real(self.real, real_images(cell, self.there), cell.seed, recipe)
         table.recipe_tensors = {name: self.generator.recipe_tensors[name] for name in recipe.tensors}
         return table, None, recipe

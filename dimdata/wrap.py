@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ CLASSES = ("classes",)
 CHANNELS = (1, 3)
 _ROUNDING = 1e-3  # of the sum of a distribution that was stored in half precision
 MAX_VALUE = 64.0  # normalised and learned images stay far below; images in 0..255 do not
+MAX_DEVIATION = 0.6  # images in [0, 1] have 0.5 at most, and learned ones about as much; normalised ones have 1
+
+log = logging.getLogger("dimdata")
 
 
 def wrap_npz(
@@ -34,6 +38,7 @@ def wrap_npz(
     std: Sequence[float] | None = None,
     dataset: str = "",
     recipe: Recipe | None = None,
+    normalized: bool = False,
 ) -> TableGenerator:
     """Make a table generator of a `.npz` file.
 
@@ -49,15 +54,17 @@ def wrap_npz(
         std: Per-channel standard deviation, likewise.
         dataset: The real dataset it stands for.
         recipe: How to train on it; 1,000 epochs of SGD (0.01, momentum 0.9, weight decay 5e-4, batch 256) unless given.
+        normalized: Whether the floating images are stored normalised by `mean` and `std`, which must then be given.
 
     Raises:
         NotFoundError: If there is no such file.
         DataError: If its arrays are missing, mixed, not finite, do not fit one another, or targets are no
             distributions.
-        ArgumentError: If `mean` or `std` do not fit the channels.
+        ArgumentError: If `mean` or `std` do not fit the channels, or are missing where the images are normalised.
     """
     arrays = _arrays(Path(path))
     images = _images(arrays[IMAGES[0]])
+    images = _denormalized(images, mean, std) if normalized else _told(images)
     targets = _targets(arrays[TARGETS[0]]) if TARGETS[0] in arrays else None
     labels = targets.argmax(1) if targets is not None else _labels(arrays[LABELS[0]])
     if len(labels) != len(images):
@@ -138,6 +145,32 @@ def _images(array: Any) -> Tensor:
         raise DataError(
             f"The floating images run from {float(images.min()):g} to {float(images.max()):g}.",
             "Scale them to [0, 1], or give uint8 in 0..255.",
+        )
+    return images
+
+
+def _denormalized(images: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None) -> Tensor:
+    """Return images in [0, 1], or about it."""
+    if mean is None or std is None:
+        raise ArgumentError(
+            "What the images are normalised by is not known.",
+            "Give mean and std, or on the command line a --dataset that dimdata knows.",
+        )
+    if not images.is_floating_point():
+        raise ArgumentError("Images of uint8 are in 0..255, not normalised.", "Leave out normalized.")
+    shift, scale = (
+        torch.tensor(_statistic(name, given, images))[:, None, None] for name, given in (("mean", mean), ("std", std))
+    )
+    return images * scale + shift
+
+
+def _told(images: Tensor) -> Tensor:
+    """Return the images, and warn where they seem to be stored normalised: students would normalise them once more."""
+    if images.is_floating_point() and float(images.std(unbiased=False)) > MAX_DEVIATION:
+        log.warning(
+            "The floating images deviate by %.2f from their mean, and values in [0, 1] by 0.5 at most: if they are "
+            "stored normalised, say so (normalized=True, or --normalized).",
+            float(images.std(unbiased=False)),
         )
     return images
 

@@ -50,6 +50,15 @@ def test_the_images_start_as_real_ones_and_move():
     assert torch.equal(before.table, real), "an earlier generator moved along"
 
 
+def test_networks_to_learn_through_start_otherwise_than_students_that_score():
+    dm = method()
+    for seed in range(3):
+        student = train("convnet1-w8", dm.generator(), seed=seed, engine=ENGINE, limit_steps=0).network
+        for number in range(3):
+            met = dm.networks("convnet1-w8", 0).network(number)
+            assert not torch.equal(met.state_dict()["classifier.weight"], student.state_dict()["classifier.weight"])
+
+
 def test_the_images_may_start_as_centres_of_clusters():
     dm = method(ipc=2, storage="uint8", begin="kmeans")
     centres, real = dm.generator().table, dm.real.train

@@ -15,7 +15,7 @@ from dimdata.cells import Cell, in_steps, plan, real_images, with_epochs
 from dimdata.distill.staging import walk
 from dimdata.engine import Engine
 from dimdata.errors import ArgumentError, DataError, DimdataError, NotFoundError
-from dimdata.evaluate import evaluate
+from dimdata.evaluate import evaluate, prepare
 from dimdata.generators.base import Generator
 from dimdata.generators.table import TableGenerator, table_generator
 from dimdata.nearest import distances, nearest_check
@@ -385,6 +385,34 @@ def test_baselines_have_the_steps_and_images_of_the_generator(images: int, batch
     assert real_images(cell, 60_000) == min(60_000, 1000 * images)
     assert real_images(dataclasses.replace(cell, what="random"), 60_000) == images
     assert real_images(dataclasses.replace(cell, what="all"), 60_000) == 60_000
+
+
+def test_real_images_of_unequal_classes_are_mixed_though_the_recipe_does_not_shuffle(
+    network: Generator, real: RealData
+) -> None:
+    """They lie slot by slot: unshuffled, the last batches of a pass would be of the largest class alone."""
+    network.recipe = Recipe(legs=(Leg(epochs=2, batch_size=16, shuffle=False),))
+
+    def part(rows: torch.Tensor) -> RealData:
+        train = real.train
+        return dataclasses.replace(real, train=Split(train.images[rows], train.labels[rows], train.num_classes))
+
+    rare = torch.cat([torch.where(real.train.labels == k)[0][: 40 if k else 90] for k in range(10)])
+    equal = torch.cat([torch.where(real.train.labels == k)[0][:40] for k in range(10)])
+
+    def mixed(rows: torch.Tensor, what: str, shuffle: bool = False) -> tuple[bool, str]:
+        of_leg = Recipe(legs=(dataclasses.replace(network.recipe.legs[0], shuffle=shuffle),))
+        made = prepare(network, ipc=20, students=STUDENT, real=part(rows), recipe=of_leg, baselines=[what], engine=CPU)
+        (cell,) = (cell for cell in made._cells if cell.what == what and cell.seed == 0)
+        return made._run._material(cell)[2].legs[0].shuffle, made._run.key(cell)
+
+    assert mixed(rare, "all")[0]
+    assert mixed(rare, "distinct")[0]
+    assert not mixed(rare, "random")[0]
+    assert not mixed(equal, "all")[0]
+    assert mixed(equal, "all", shuffle=True)[0]
+    scores = run(network, ipc=20, seeds=1, real=part(rare), baselines=["all"])
+    assert of(scores, "all").steps == of(scores, "generator").steps
 
 
 def in_stages(real: RealData, legs: tuple[Leg, ...], stages: tuple[int, ...]) -> Generator:

@@ -4,8 +4,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from dimdata.distill.config import make_config
+from dimdata.distill.dim import DiM, DimConfig
 from dimdata.distill.losses import ADVERSARIAL, MATCHING, View, flatness
-from dimdata.errors import NotFoundError
+from dimdata.engine import Engine
+from dimdata.errors import ArgumentError, NotFoundError
+from dimdata.real import load_real
 
 
 def view(seed: int, scale: float = 1.0) -> View:
@@ -180,3 +184,19 @@ def test_flatness_is_the_squared_slope():
 def test_an_unknown_loss_names_the_nearest():
     with pytest.raises(NotFoundError, match="logit"):
         MATCHING["logits"]
+
+
+@pytest.mark.parametrize("name", ["kernel", "feature-unbiased"])
+def test_losses_of_pairs_refuse_batches_without_any(name):
+    real = load_real("digits")
+    settings = {"matching": name, "batch_size": 20, "match_batch_size": 10, "pool": ["convnet1-w8"]}
+
+    def make(**changes):
+        return DiM(make_config(DimConfig, settings | changes), real, Engine(torch.device("cpu")), 0, 20)
+
+    with pytest.raises(ArgumentError, match="batch of 10") as caught:
+        make()
+    assert "match_batch_size=20" in caught.value.hint
+    make(match_batch_size=11)
+    make(match_share=0.0)
+    make(matching="logit")

@@ -10,6 +10,7 @@ from collections import namedtuple
 import pytest
 import torch
 
+from dimdata import latents
 from dimdata.distill.buffers import Buffer, BufferInfo, Expert, flatten, named
 from dimdata.distill.config import make_config
 from dimdata.distill.mtt import MTT, MttConfig
@@ -141,9 +142,10 @@ def test_experts_are_what_a_bare_loop_trains(cache):
     mtt = method()
     take(mtt, 0, 2)
     start, end = mtt.buffer.weights(0, 0, 2)
-    real, network = mtt.real, InitLaw("convnet1-w8", (1, 8, 8), 10, seed=0).network(0)
+    law = InitLaw("convnet1-w8", (1, 8, 8), 10, seed=latents.fold(latents.stream("table.networks"), 0))
+    real, network = mtt.real, law.network(0)
     assert torch.equal(start, flatten(network))
-    other = Expert(mtt.buffer.info, real.train, mtt.normalize, InitLaw("convnet1-w8", (1, 8, 8), 10, seed=0), ENGINE)
+    other = Expert(mtt.buffer.info, real.train, mtt.normalize, law, ENGINE)
     other.epoch()
     other.epoch()
     assert other.done

@@ -284,6 +284,8 @@ def test_stages_follow_the_legs_and_momentum_carries_over() -> None:
     assert (result.steps, result.images_drawn, result.distinct_images) == (8, 32, 16)
     prefix = train(fresh(), generator, stage=2, engine=CPU)
     assert (prefix.steps, prefix.distinct_images) == (4, 12)
+    longer = train(fresh(), generator, stage=2, epochs=4, engine=CPU)
+    assert longer.steps == train(fresh(), generator.view(stage=2), epochs=4, engine=CPU).steps == 2 * 1 + 2 * 3
     whole = train(fresh(), generator, ipc=4, engine=CPU)  # stage 1 has one image of each class
     assert whole.steps == 1 + 3 + 4
     with pytest.raises(ArgumentError, match="IPC 2 is a part of the 16 images of 3 stages"):

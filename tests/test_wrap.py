@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dimdata import artifact
-from dimdata.errors import DataError, DimdataError, NotFoundError
+from dimdata.errors import ArgumentError, DataError, DimdataError, NotFoundError
 from dimdata.recipe import Leg, Recipe
 from dimdata.wrap import wrap_npz
 
@@ -151,6 +151,27 @@ def test_arguments_that_do_not_fit_are_refused(tmp_path: Path, arguments: dict[s
     with pytest.raises(DimdataError) as caught:
         wrap_npz(save(tmp_path, images=GREY, labels=BALANCED), **arguments)
     assert caught.value.exit_code == 2
+
+
+def test_images_that_are_stored_normalised_come_back(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    mean, std = (0.5, 0.4, 0.3), (0.25, 0.2, 0.15)
+    values = COLOUR.astype(np.float32) / 255
+    path = save(tmp_path, images=(values - np.array(mean)) / np.array(std), labels=BALANCED)
+    told = wrap_npz(path, mean=mean, std=std, normalized=True)
+    plain = wrap_npz(save(tmp_path, images=values, labels=BALANCED), mean=mean, std=std)
+    assert torch.allclose(told.table, plain.table, atol=1e-6)
+    assert (told.spec.mean, told.spec.std) == (plain.spec.mean, plain.spec.std) == (mean, std)
+    assert not caplog.records
+
+
+def test_images_that_seem_normalised_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    values = (GREY / 255 - 0.5) / 0.25
+    wrap_npz(save(tmp_path, images=values.astype(np.float32), labels=BALANCED))
+    assert "--normalized" in caplog.text
+    with pytest.raises(ArgumentError, match="normalised by is not known"):
+        wrap_npz(save(tmp_path, images=values.astype(np.float32), labels=BALANCED), normalized=True)
+    with pytest.raises(ArgumentError, match="uint8"):
+        wrap_npz(save(tmp_path, images=GREY, labels=BALANCED), mean=(0.5,), std=(0.25,), normalized=True)
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:

@@ -21,11 +21,16 @@ def run(
     dataset: Annotated[str, typer.Option("--dataset", help="The real dataset it stands for, such as cifar10.")] = "",
     mean: Annotated[str | None, typer.Option("--mean", help="Of the real images, per channel: 0.49,0.48,0.45.")] = None,
     std: Annotated[str | None, typer.Option("--std", help="Likewise.")] = None,
+    normalized: Annotated[
+        bool,
+        typer.Option("--normalized", help="The images in FILE are normalised by these already."),
+    ] = False,
     json: options.Json = False,
 ) -> None:
     """Make a generator of stored images: any published distilled set, or a choice of real images.
 
     Images are normalised by --mean and --std, else as the --dataset is if dimdata knows it, else by the stored images.
+    Floating ones are taken to lie in [0, 1], or about it, unless --normalized says that this was done to them.
 
     Example: dimdata wrap images.npz ./mine --dataset cifar10
     """
@@ -46,6 +51,7 @@ def run(
         mean=_numbers("mean", mean) or (known.mean if known else None),
         std=_numbers("std", std) or (known.std if known else None),
         dataset=name if name in names() else dataset,
+        normalized=normalized,
     )
     folder = save_with_card(generator, out, provenance={"wrapped": images.name}, preview=png(generator))
     if json:

@@ -21,10 +21,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from dimdata import latents
 from dimdata.distill.critics import CRITICS
 from dimdata.distill.game import Extra, Game
+from dimdata.distill.losses import MATCHING
 from dimdata.distill.method import METHODS, Earlier, Losses, Method, Phase
 from dimdata.distill.pool import POOLS, SPACES, Member, pool_key
 from dimdata.distill.state import pack_module, pack_optimizer, unpack_module, unpack_optimizer
 from dimdata.engine import Engine
+from dimdata.errors import ArgumentError
 from dimdata.generators.base import Generator, shapes_only
 from dimdata.generators.network import ARCHITECTURES, NetworkGenerator, build
 from dimdata.real import Batches, RealData
@@ -278,6 +280,7 @@ class DiM(Method):
             self.network, self.critic = engine.place(network.float()), engine.place(critic.float())
             self.average = MovingAverage(self.network, config.ema)
         self.game = Game(config, self.network, self.critic, real.num_classes, engine, seed)
+        self._require_pairs()
         self.match_augment = parse(config.match_augment)
         self.pool_augment = parse(config.pool_augment)
         sources: tuple[NetworkSource, ...] = tuple(
@@ -306,6 +309,17 @@ class DiM(Method):
             self._go_on(earlier.state)
         for parameter in self.shared:
             parameter.requires_grad_(False)
+
+    def _require_pairs(self) -> None:
+        """Raise `ArgumentError` if matching would compare nothing: pairs, where a batch has one image of each class."""
+        of_pairs = getattr(MATCHING[self.config.matching], "of_pairs", False)
+        size, classes = self.match_batches.batch_size, self.real.num_classes
+        if of_pairs and size <= classes and self._match_share():
+            raise ArgumentError(
+                f"The matching loss {self.config.matching} compares pairs of images of a class, and a batch of {size} "
+                f"has one of each of {classes} classes at most.",
+                f"Use larger batches (--set match_batch_size={2 * classes}), or another loss (--set matching=logit).",
+            )
 
     def _go_on(self, state: Mapping[str, Tensor]) -> None:
         """Begin with the networks of the stage before; optimisers and the average begin anew.

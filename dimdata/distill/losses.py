@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -32,6 +33,14 @@ class View:
 
 
 MATCHING: Registry[Callable[[View, View], Tensor]] = Registry("matching loss", "dimdata.matching")
+
+Loss = TypeVar("Loss", bound=Callable[[View, View], Tensor])
+
+
+def of_pairs(loss: Loss) -> Loss:
+    """Mark a matching loss that is nothing for a class with fewer than two images in the batch."""
+    loss.of_pairs = True  # type: ignore[attr-defined]
+    return loss
 
 
 @MATCHING.register("logit")
@@ -69,6 +78,7 @@ def feature(real: View, fake: View) -> Tensor:
 
 
 @MATCHING.register("feature-unbiased")
+@of_pairs
 def feature_unbiased(real: View, fake: View) -> Tensor:
     """Squared distance of class-wise feature means, without the bias of a batch, scaled by the real variance.
 
@@ -92,6 +102,7 @@ def feature_unbiased(real: View, fake: View) -> Tensor:
 
 
 @MATCHING.register("kernel")
+@of_pairs
 def kernel(real: View, fake: View) -> Tensor:
     """Squared maximum mean discrepancy of the features of each class, without the bias of a batch.
 

@@ -175,7 +175,7 @@ class MTT(TableMethod):
             batch_size=config.expert_batch,
             lr=config.expert_lr,
             momentum=config.expert_momentum,
-            seed=config.expert_seed,
+            seed=latents.fold(latents.stream("mtt.experts"), config.expert_seed),
             parameters=len(flatten(self.network)),
             augment=config.expert_augment,
             dialect=config.dialect,

@@ -192,9 +192,13 @@ class TableMethod(Method):
         return config.default_steps
 
     def networks(self, student: str, seed: int) -> NetworkSource:
-        """Return the supply of networks: untrained ones, or trained on the stages before."""
+        """Return the supply of networks: untrained ones, or trained on the stages before.
+
+        They start otherwise than students of small seeds, so that no generator is scored on a start that it has seen.
+        """
         shape, classes = self.real.image_shape, self.real.num_classes
-        source: NetworkSource = InitLaw(user_student(student), shape, classes, seed=seed)
+        own = latents.fold(latents.stream("table.networks"), seed)
+        source: NetworkSource = InitLaw(user_student(student), shape, classes, seed=own)
         return self.earlier.after(source) if self.earlier else source
 
     def normalize(self, images: Tensor) -> Tensor:

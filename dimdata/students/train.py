@@ -133,6 +133,8 @@ def train(
     started = time.perf_counter()
     source = Source(generator, ipc, seed, draw, stage, engine.device)
     recipe = recipe or source.generator.recipe
+    if stage is not None and any((leg.stage or 0) <= stage for leg in recipe.legs):  # `_plan` refuses the rest
+        recipe = recipe.upto(stage)  # so that all epochs are of its legs
     if epochs is not None:
         recipe = with_epochs(recipe, epochs, source.generator.name)
     whole = source.generator.view(stage=stage)
