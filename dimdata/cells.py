@@ -282,8 +282,12 @@ def real_images(cell: Cell, there: int) -> int:
         return there
     if cell.what == "random":
         return min(cell.images, there)
-    shown = sum(
+    return min(images_shown(cell), there)
+
+
+def images_shown(cell: Cell) -> int:
+    """Return how many images a student is shown in all, again and again or not."""
+    return sum(
         images * leg.epochs if leg.epochs is not None else (leg.steps or 0) * min(leg.batch_size, images)
         for leg, images in zip(cell.recipe.legs, cell.leg_images, strict=True)
     )
-    return min(shown, there)

@@ -123,10 +123,11 @@ class Engine:
             return function
         return _Fallback(torch.compile(function, dynamic=False, backend=_inductor), function)  # type: ignore[return-value]
 
-    def _reduced(self) -> str:
-        """Say where float32 is not computed as such: PyTorch lets convolutions on CUDA round their factors."""
-        tf32 = self.device.type == "cuda" and torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
-        return " (convolutions in TF32)" if tf32 else ""
+    def _reduced(self) -> bool:
+        """Whether float32 is not computed as such: PyTorch lets convolutions on CUDA round their factors."""
+        if self.bf16 or self.device.type != "cuda":
+            return False
+        return bool(torch.backends.cudnn.conv.fp32_precision == "tf32")  # type: ignore[attr-defined]
 
     @property
     def fused(self) -> bool:
@@ -141,10 +142,11 @@ class Engine:
         """Return the facts that bit-identical repetition depends on."""
         return {
             "device": _device_name(self.device),
-            "precision": "bf16" if self.bf16 else "fp32" + self._reduced(),
+            "precision": "bf16" if self.bf16 else "fp32",
             "compiled": self.compiled,
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
+            **({"convolutions": "tf32"} if self._reduced() else {}),
         }
 
 

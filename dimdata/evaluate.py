@@ -15,7 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from dimdata import artifact
-from dimdata.cells import BASELINES, SEEDS, Cell, Seeds, check_baselines, in_steps, plan, real_images, whole_batches
+from dimdata.cells import (
+    BASELINES,
+    SEEDS,
+    Cell,
+    Seeds,
+    check_baselines,
+    images_shown,
+    in_steps,
+    plan,
+    real_images,
+    whole_batches,
+)
 from dimdata.engine import Engine
 from dimdata.errors import ArgumentError, DataError
 from dimdata.generators.base import Generator
@@ -121,7 +132,6 @@ def prepare(
     generator = whole.view(stage=stage)
     if stage is not None and recipe is not None:
         recipe = recipe.upto(stage)
-    real = None if real is None else load_real(real)
     students = (recipe or generator.recipe).student if students is None else students
     chosen = _students(students)
     rule = find_protocol(protocol)
@@ -137,6 +147,7 @@ def prepare(
         protocol=rule,
         baselines=() if real is None else baselines,
     )
+    real = None if real is None else load_real(real)  # after all that can be refused without it
     prefix = f" (stage{'s 1-' if stage > 1 else ' '}{stage})" if stage is not None and stage < whole.stages else ""
     return Evaluation(tuple(cells), _Run(generator, real, source, chosen, protocol, Engine.given(engine), prefix))
 
@@ -253,13 +264,14 @@ class _Run:
     def _mixed(self, cell: Cell) -> bool:
         """Whether a baseline is shuffled though its recipe does not shuffle.
 
-        Real images lie slot by slot with one of each class, as long as there is one. Where classes are unequal, those
-        at the end would all be of the largest, and a student that meets them last forgets the others.
+        Real images lie slot by slot with one of each class, as long as there is one. Behind these are those of the
+        larger classes alone, and a student that meets them last forgets the others.
         """
-        if cell.what not in ("distinct", "all") or self.real is None or any(leg.shuffle for leg in cell.recipe.legs):
+        legs = cell.recipe.legs
+        if cell.what == "generator" or self.real is None or len(legs) > 1 or legs[0].shuffle:
             return False
-        counts = torch.bincount(self.real.train.labels, minlength=self.real.num_classes)
-        return bool(counts.min() < counts.max()) and len(cell.recipe.legs) == 1
+        least = int(torch.bincount(self.real.train.labels, minlength=self.real.num_classes).min())
+        return min(images_shown(cell), real_images(cell, self.there)) > least * self.real.num_classes
 
     def _same_as_distinct(self, cell: Cell, key: str, results: Results) -> Row | None:
         """Return the row of the `distinct` baseline for `all`, where that already took all real images."""

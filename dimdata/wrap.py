@@ -151,13 +151,13 @@ def _images(array: Any) -> Tensor:
 
 def _denormalized(images: Tensor, mean: Sequence[float] | None, std: Sequence[float] | None) -> Tensor:
     """Return images in [0, 1], or about it."""
+    if not images.is_floating_point():
+        raise ArgumentError("Images of uint8 are in 0..255, not normalised.", "Leave out normalized.")
     if mean is None or std is None:
         raise ArgumentError(
             "What the images are normalised by is not known.",
             "Give mean and std, or on the command line a --dataset that dimdata knows.",
         )
-    if not images.is_floating_point():
-        raise ArgumentError("Images of uint8 are in 0..255, not normalised.", "Leave out normalized.")
     shift, scale = (
         torch.tensor(_statistic(name, given, images))[:, None, None] for name, given in (("mean", mean), ("std", std))
     )

@@ -25,6 +25,7 @@ from dimdata.errors import ArgumentError, DeviceError, FormatError, NotFoundErro
 from dimdata.evaluate import evaluate
 from dimdata.hub.readme import add_scores
 from dimdata.real import load_real, random_real
+from dimdata.recipe import Leg, Recipe
 from dimdata.students.legs import rates_of
 from dimdata.students.train import accuracy, train
 
@@ -538,6 +539,11 @@ def test_a_probe_follows_the_whole_schedule_in_fewer_steps():
     assert train("convnet1-w8", generator, ipc=probe.ipc, recipe=recipe, engine="cpu").steps == probe.steps
     assert dataclasses.replace(probe, steps=10**6).recipe(generator) is generator.recipe
     assert dataclasses.replace(probe, steps=None).recipe(generator) is generator.recipe
+    learned = artifact.load("dd-mnist-fixed")
+    assert Probe(ipc=None, steps=5).recipe(learned) is learned.recipe  # its step sizes belong to all of its steps
+    generator.recipe = Recipe(legs=(Leg(epochs=1_000, batch_size=50), Leg(steps=6_000, batch_size=50)))
+    assert [leg.steps for leg in probe.recipe(generator).legs] == [125, 375]
+    assert [leg.steps for leg in Probe(ipc=None).recipe(artifact.load("pdd-mnist")).legs] == [125, 125, 250]
 
 
 @pytest.mark.parametrize(

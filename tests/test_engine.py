@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 
-from dimdata.engine import Engine, _Fallback, find_device, keep_freed_memory
+from dimdata.engine import Engine, _can_compile, _Fallback, find_device, keep_freed_memory
 from dimdata.errors import ArgumentError, DeviceError
 from dimdata.students.compiling import worth
 
@@ -146,3 +146,26 @@ def test_what_is_worth_compiling_depends_on_the_device():
     assert not worth(cpu, 9_999, 50)
     assert worth(cuda, 20_000 * 50, 50)
     assert not worth(cuda, 20_000 * 50 - 1, 50)
+
+
+def test_float32_that_is_not_computed_as_such_is_told(monkeypatch):
+    """Of a GPU as it would be: nothing is computed on it."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    full, half = Engine(torch.device("cuda")), Engine(torch.device("cuda"), bf16=True)
+    convolutions = torch.backends.cudnn.conv
+    before = convolutions.fp32_precision
+    try:
+        convolutions.fp32_precision = "tf32"  # PyTorch's default
+        assert (full.describe()["precision"], full.describe()["convolutions"]) == ("fp32", "tf32")
+        assert "convolutions" not in half.describe()
+        convolutions.fp32_precision = "ieee"
+        assert "convolutions" not in full.describe()
+    finally:
+        convolutions.fp32_precision = before
+
+
+def test_without_triton_nothing_is_compiled_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    for there in (object(), None):
+        monkeypatch.setattr("importlib.util.find_spec", lambda name, there=there: there)
+        assert _can_compile(torch.device("cuda")) == (there is not None)

@@ -15,7 +15,7 @@ from dimdata.cells import Cell, in_steps, plan, real_images, with_epochs
 from dimdata.distill.staging import walk
 from dimdata.engine import Engine
 from dimdata.errors import ArgumentError, DataError, DimdataError, NotFoundError
-from dimdata.evaluate import evaluate, prepare
+from dimdata.evaluate import _Run, evaluate, prepare
 from dimdata.generators.base import Generator
 from dimdata.generators.table import TableGenerator, table_generator
 from dimdata.nearest import distances, nearest_check
@@ -397,20 +397,28 @@ def test_real_images_of_unequal_classes_are_mixed_though_the_recipe_does_not_shu
         train = real.train
         return dataclasses.replace(real, train=Split(train.images[rows], train.labels[rows], train.num_classes))
 
-    rare = torch.cat([torch.where(real.train.labels == k)[0][: 40 if k else 90] for k in range(10)])
+    rare = torch.cat([torch.where(real.train.labels == k)[0][: 40 if k else 3] for k in range(10)])
     equal = torch.cat([torch.where(real.train.labels == k)[0][:40] for k in range(10)])
 
-    def mixed(rows: torch.Tensor, what: str, shuffle: bool = False) -> tuple[bool, str]:
+    def mixed(rows: torch.Tensor, what: str, ipc: int = 20, shuffle: bool = False) -> tuple[bool, str]:
         of_leg = Recipe(legs=(dataclasses.replace(network.recipe.legs[0], shuffle=shuffle),))
-        made = prepare(network, ipc=20, students=STUDENT, real=part(rows), recipe=of_leg, baselines=[what], engine=CPU)
+        made = prepare(network, ipc=ipc, students=STUDENT, real=part(rows), recipe=of_leg, baselines=[what], engine=CPU)
         (cell,) = (cell for cell in made._cells if cell.what == what and cell.seed == 0)
         return made._run._material(cell)[2].legs[0].shuffle, made._run.key(cell)
 
-    assert mixed(rare, "all")[0]
-    assert mixed(rare, "distinct")[0]
-    assert not mixed(rare, "random")[0]
-    assert not mixed(equal, "all")[0]
-    assert mixed(equal, "all", shuffle=True)[0]
+    for what in ("random", "distinct", "all"):
+        assert mixed(rare, what)[0]
+        assert not mixed(rare, what, ipc=1)[0], "20 images are two of each class"
+        assert not mixed(equal, what)[0]
+        assert mixed(equal, what, shuffle=True)[0]
+    shuffled, key = mixed(rare, "all")
+    few = mixed(rare, "all", ipc=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_Run, "_mixed", lambda *_: False)  # as it was before
+        plain, old = mixed(rare, "all")
+        assert mixed(rare, "all", ipc=1) == few
+    assert (shuffled, plain) == (True, False)
+    assert key != old, "a row that was trained otherwise is not taken up"
     scores = run(network, ipc=20, seeds=1, real=part(rare), baselines=["all"])
     assert of(scores, "all").steps == of(scores, "generator").steps
 

@@ -108,7 +108,7 @@ def run(
         output.note(f"hint: --config {method}-{data} has settings made for this data; `dimdata list --presets` tells.")
     folder = out or Path("runs") / f"{method}-{Path(data).stem.lower()}"
     # What can be refused is refused before a dataset is downloaded.
-    asked_for(method, config, given, device, precision)
+    asked_for(method, config, given, device, precision, compile)
     old = None if dry_run else existing(folder, resume)
     real = load_real(data, root=root, test=test, size=size)
     if dry_run:

@@ -81,7 +81,7 @@ def run(
         )
     counts, students = None if ipc is None else images_per_class(ipc), words(student or "")
     from dimdata import load
-    from dimdata.cells import budgets, check_baselines, check_draws
+    from dimdata.cells import budgets, check_baselines, check_draws, plan
     from dimdata.engine import Engine, keep_freed_memory
     from dimdata.evaluate import evaluate
     from dimdata.hub.readme import add_scores, require_refreshable
@@ -98,8 +98,6 @@ def run(
     chosen, draws = [user_student(word) for word in students], check_draws(words(draw))
     against_real = check_baselines([] if baselines == "none" else words(baselines))
     engine = Engine.of(device, precision, compile)
-    if seeds < 1:
-        raise ArgumentError(f"seeds is {seeds}; at least one is needed.", "Use --seeds 3, say.")
     weights = require_refreshable(name) if update_card else ""
     keep_freed_memory()
     generator = options.levered(load(name), levers, teacher)
@@ -117,6 +115,17 @@ def run(
             "Under --epochs a fresh draw has no figures at a number of images per class to plot.",
             "Leave out one of the two.",
         )
+    plan(
+        generator.view(stage=stage),
+        ipc=counts,
+        students=("",),
+        draws=draws,
+        seeds=seeds,
+        recipe=None,
+        epochs=epochs,
+        protocol=find_protocol(protocol),
+        baselines=(),
+    )
     rows: list[Row] = []
 
     def on_row(row: Row) -> None:

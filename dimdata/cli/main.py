@@ -137,7 +137,7 @@ def _tell(error: BaseException, debug: bool, words: Sequence[str]) -> int:
         message, hint, code = error.message, error.hint, error.exit_code
     elif _out_of_memory(error):
         message, code = f"There is too little free memory ({_first_line(error) or 'no more was given'}).", WORLD
-        hint = "Stop what else uses it, or ask for less at once: smaller batches, or fewer images per class."
+        hint = "Stop what else uses it, ask for less at once (smaller batches, fewer images), or use --device cpu."
     elif isinstance(error, OSError) and error.strerror:
         message, hint, code = f"{error.strerror}: {error.filename or 'while reading or writing'}", "", WORLD
     else:
@@ -157,7 +157,9 @@ def _out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, of the machine or of a device; torch stays unimported where nothing needed it."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, of devices
         return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return isinstance(error, RuntimeError) and any(
+        words in str(error) for words in ("DefaultCPUAllocator", "out of memory")
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

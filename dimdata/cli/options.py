@@ -63,7 +63,9 @@ _REAL = "Real images to test on: a dataset, folder, .npz file, or `holdout`, tho
 Real = Annotated[
     str | None,
     typer.Option(
-        "--real", metavar="DATA", help=f"{_REAL} [default: the dataset that was distilled, if it is a known one]"
+        "--real",
+        metavar="DATA",
+        help=f"{_REAL} [default: the dataset distilled, if known, else holdout]",
     ),
 ]
 RealOrHoldout = Annotated[

@@ -318,7 +318,8 @@ class DiM(Method):
             raise ArgumentError(
                 f"The matching loss {self.config.matching} compares pairs of images of a class, and a batch of {size} "
                 f"has one of each of {classes} classes at most.",
-                f"Use larger batches (--set match_batch_size={2 * classes}), or another loss (--set matching=logit).",
+                f"Use larger batches (--set match_batch_size={2 * classes}), or another loss (--set matching=logit); "
+                "over pdd these are settings.match_batch_size and settings.matching.",
             )
 
     def _go_on(self, state: Mapping[str, Tensor]) -> None:

@@ -1,7 +1,8 @@
 """Matching losses: how far generated images are from real ones in the eyes of a network.
 
 Every loss takes what the network says of paired batches (position i of both has the same label) and returns a scalar.
-Register another with `MATCHING.register(name)`, from any package through the entry-point group `dimdata.matching`.
+Register another with `MATCHING.register(name)`, from any package through the entry-point group `dimdata.matching`; mark
+a function that is nothing for a class with one image in the batch with `of_pairs`.
 """
 
 from __future__ import annotations

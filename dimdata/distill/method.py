@@ -78,13 +78,15 @@ class Probe:
 
         A student that is stopped before its learning rate has fallen tells little of how the generator improves.
         """
-        recipe, images = generator.recipe, generator.images
-        if self.steps is None:
+        recipe = generator.recipe
+        if self.steps is None or recipe.learned_steps:  # which are all taken or none
             return recipe
-        if self.ipc is not None:
-            images = self.ipc * generator.spec.num_classes
-        whole = sum(steps_of(leg, images or 0) for leg in recipe.legs)
-        return recipe if whole <= self.steps else shortened(recipe, self.steps)
+        lengths = []
+        for leg in recipe.legs:
+            stored = generator.view(stage=leg.stage, alone=leg.alone).images
+            images = stored or 0 if self.ipc is None else self.ipc * generator.spec.num_classes
+            lengths.append(float(steps_of(leg, images)))
+        return recipe if sum(lengths) <= self.steps else shortened(recipe, self.steps, lengths)
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ def distill(
     """
     check_budget(minutes, steps, probes)
     folder = Path(out)
-    kind, chosen = asked_for(method, config, settings, device, precision)
+    kind, chosen = asked_for(method, config, settings, device, precision, compile)
     old = existing(folder, resume)
     kept = old.minutes if old and steps is None else None  # the time budget of the run that goes on
     budget = minutes if minutes is not None else kept
@@ -146,11 +146,14 @@ def asked_for(
     settings: Mapping[str, Any] | None,
     device: str,
     precision: str,
+    compile: str,
 ) -> tuple[type[Method], Any]:
     """Return the method and its configuration, and refuse what can be refused before data is read; see `distill`."""
     kind = METHODS[method]
-    Engine.of(device, precision, "off")
-    return kind, kind.resolve(make_config(kind.Config, config, settings))
+    Engine.of(device, precision, compile)
+    chosen = kind.resolve(make_config(kind.Config, config, settings))
+    kind.default_steps(chosen)  # which stages must fit
+    return kind, chosen
 
 
 def compiling(asked: str, minutes: float | None, steps: int) -> str:

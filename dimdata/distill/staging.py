@@ -84,9 +84,15 @@ def steps_of(leg: Leg, images: int) -> int:
     return leg.steps or (leg.epochs or 0) * math.ceil(images / leg.batch_size)
 
 
-def shortened(recipe: Recipe, steps: int) -> Recipe:
-    """Return the recipe in `steps` steps in all, shared among its legs as before; legs left without any are dropped."""
-    lengths = shares(steps, [float(leg.epochs or leg.steps or 0) for leg in recipe.legs])
+def shortened(recipe: Recipe, steps: int, weights: Sequence[float] | None = None) -> Recipe:
+    """Return the recipe in `steps` steps in all; legs left without any are dropped.
+
+    Args:
+        recipe: The recipe.
+        steps: At least one.
+        weights: By which the legs share them; their epochs or steps unless given.
+    """
+    lengths = shares(steps, weights or [float(leg.epochs or leg.steps or 0) for leg in recipe.legs])
     legs = tuple(
         dataclasses.replace(leg, epochs=None, steps=length)
         for leg, length in zip(recipe.legs, lengths, strict=True)

@@ -6,9 +6,9 @@
 
 `training_levers.toml` holds the variants, made for runs of about eight minutes: the average of the weights,
 differentiable augmentation, projection conditioning, lazy regularisation, the matching loss, the pool's size and
-refresh, and the share of time that matching gets. The base is the configuration as it is, with what `--set` changes for
-all. The effect is the mean difference of accuracies at equal seeds, with its deviation. Time is equal, not steps: a
-lever that costs time takes fewer. Accuracy is that of a student at IPC 10 on a tenth of the training images set aside,
+refresh, the share of time that matching gets, and the precision of the critic's heads. The base is the configuration as
+it is, with what `--set` changes for all. The effect is the mean difference of accuracies at equal seeds, with its
+deviation. Time is equal, not steps, unless `--steps` says how many: a lever that costs time takes fewer. Accuracy is that of a student at IPC 10 on a tenth of the training images set aside,
 never the test images; see `trials.py`.
 """
 
