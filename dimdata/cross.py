@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from dimdata.report import drawn, markdown_table, percent, remark, size
@@ -42,7 +42,7 @@ class Column:
         score: One of its scores; all agree in name, dataset, budget, draw, levers, protocol, test images and recipe.
         real: Whether these are the students of the real-image ceiling.
         figures: By the student's name.
-        seeds: Seeds of each student.
+        seeds: Seeds of each student; none where they are not known.
         distinct: Distinct images that each student saw; none where it is not known.
     """
 
@@ -125,14 +125,16 @@ def columns(scores: Iterable[Score], least: int = 1) -> list[Column]:
         key = (*source, score.budget_text, str(score.images), score.draw, score.levers, score.protocol, score.recipe)
         if key not in found:
             own = Column(score.name, score, distinct=score.distinct)
-            shown = _distinct_real(score, scores)
+            shown = next((ceiling.distinct for ceiling in _ceilings(score, scores)), None)
             found[key] = own, Column(f"{score.name}: distinct real", score, real=True, distinct=shown)
         own, real = found[key]
         own.figures[score.student] = Figure(score.mean, score.std, remark(score), score.parameters)
         own.seeds[score.student] = len(score.seeds)
         if score.draw == "fresh" and "distinct" in score.baselines:
             real.figures[score.student] = Figure(score.baselines["distinct"], parameters=score.parameters)
-            real.seeds[score.student] = len(score.seeds)
+            for ceiling in _ceilings(score, scores):
+                if ceiling.student == score.student:
+                    real.seeds[score.student] = len(ceiling.seeds)
     made: list[Column] = []
     alone = all(len(own.figures) == 1 for own, _ in found.values())
     for own, real in found.values():
@@ -141,14 +143,13 @@ def columns(scores: Iterable[Score], least: int = 1) -> list[Column]:
     return made
 
 
-def _distinct_real(score: Score, scores: Sequence[Score]) -> int | None:
-    """Return how many distinct images the ceiling of a score was reached on, if that is among the scores."""
+def _ceilings(score: Score, scores: Sequence[Score]) -> Iterator[Score]:
+    """Return the scores of distinct real images at the budget of a score, of whichever student."""
 
     def budget(of: Score) -> tuple[object, ...]:
         return of.dataset, of.test, of.protocol, of.images, of.steps
 
-    found = (other for other in scores if other.what == "distinct" and budget(other) == budget(score))
-    return next((other.distinct for other in found), None)
+    return (other for other in scores if other.what == "distinct" and budget(other) == budget(score))
 
 
 def grid(made: Sequence[Column]) -> tuple[list[str], list[list[str]]]:
@@ -216,5 +217,7 @@ def _gain(column: Column) -> str:
 
 
 def _range(counts: Iterable[int]) -> str:
-    low, high = min(found := list(counts)), max(found)
+    if not (found := list(counts)):
+        return "-"
+    low, high = min(found), max(found)
     return str(low) if low == high else f"{low} to {high}"

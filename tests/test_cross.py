@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,18 @@ def test_spread_and_gain() -> None:
     assert columns(make_scores({"convnet3": 98.0, "lenet": 99.0}))[0].gain is None
     assert columns(make_scores({"vgg11": 98.0, "lenet": 99.0}))[0].gain is None
     assert columns(make_scores({"convnet3": 98.0, "vgg11": 97.0}))[0].gain == (-1.0, "vgg11")
+
+
+def test_the_ceiling_tells_its_own_seeds() -> None:
+    means = {"convnet3": 98.0, "vgg11": 98.5}
+    scores = make_scores(means, real=means)
+    one = [replace(s, seeds=s.seeds[:1], accuracies=s.accuracies[:1]) if s.what == "distinct" else s for s in scores]
+    own, real = columns(one)
+    assert own.seeds == {"convnet3": 2, "vgg11": 2}
+    assert real.seeds == {"convnet3": 1, "vgg11": 1}
+    assert cells(cross_architecture(one))["seeds"] == ["2", "1"]
+    alone = [s for s in scores if s.what == "generator"]  # of a card that keeps only the means
+    assert cells(cross_architecture(alone))["seeds"] == ["2", "-"]
 
 
 def test_larger_is_counted_at_the_shape_of_the_dataset() -> None:

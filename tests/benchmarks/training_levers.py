@@ -8,8 +8,8 @@
 differentiable augmentation, projection conditioning, lazy regularisation, the matching loss, the pool's size and
 refresh, the share of time that matching gets, and the precision of the critic's heads. The base is the configuration as
 it is, with what `--set` changes for all. The effect is the mean difference of accuracies at equal seeds, with its
-deviation. Time is equal, not steps, unless `--steps` says how many: a lever that costs time takes fewer. Accuracy is that of a student at IPC 10 on a tenth of the training images set aside,
-never the test images; see `trials.py`.
+deviation. Time is equal, not steps, unless `--steps` says how many: a lever that costs time takes fewer. Accuracy is
+that of a student at IPC 10 on a tenth of the training images set aside, never the test images; see `trials.py`.
 """
 
 from pathlib import Path
