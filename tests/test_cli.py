@@ -257,6 +257,16 @@ def test_wrap_makes_a_generator(run, tmp_path):
     assert made.spec.mean == (0.1307,)  # MNIST's own
 
 
+def test_wrap_takes_images_that_are_stored_normalised(run, tmp_path):
+    images = np.linspace(0, 1, 20 * 28 * 28, dtype=np.float32).reshape(20, 28, 28)
+    np.savez(tmp_path / "set.npz", images=(images - 0.1307) / 0.3081, labels=np.arange(20) % 10)
+    assert run("wrap", "set.npz", "made", "--dataset", "mnist", "--normalized").code == 0
+    table = dimdata.load(tmp_path / "made").table
+    assert (table.min().item(), table.max().item()) == pytest.approx((0, 1), abs=1e-6)
+    assert "--normalized" in run("wrap", "set.npz", "other", "--dataset", "mnist").err
+    assert_refused(run("wrap", "set.npz", "other", "--normalized"), "normalised by is not known")
+
+
 def test_wrap_writes_over_nothing_but_its_own(run, tmp_path, generator_folder):
     np.savez(tmp_path / "set.npz", images=np.arange(640, dtype=np.uint8).reshape(10, 8, 8), labels=np.arange(10))
     for _ in range(2):
