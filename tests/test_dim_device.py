@@ -24,6 +24,7 @@ from dimdata.real import RealData
 
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 GPU = tuple(name for name in presets() if name.endswith("-gpu"))
+MORE = {"batch_size": 120, "match_batch_size": 120}  # than a hundred classes, so that some have a pair
 SMALL = {
     "network": {"name": "subpixel", "width": 8, "mid": 8, "stem": 4},
     "critic": 4,
@@ -64,7 +65,7 @@ class Copies(TorchDispatchMode):
 @pytest.mark.parametrize("name", ["dim-cifar10", "paper", *GPU])
 def test_no_step_asks_the_device_for_a_value(name):
     """Tensors of the meta device have no values: whatever waits for one fails, as it would stall a GPU."""
-    small = SMALL | {"pool_batches": 1}
+    small = SMALL | (MORE if "100" in name else {}) | {"pool_batches": 1}
     config = make_config(DimConfig, name, small)
     method = DiM(config, colour(100 if "100" in name else 10), Engine(torch.device("meta")), 0, 1000)
     for phase in method.phases():
@@ -96,7 +97,8 @@ def test_presets_for_gpus_run(name, tmp_path):
     """With their own network, only narrower, and a pool of two families like theirs, of which some are replaced."""
     classes = 100 if "100" in name else 10
     own = dict(make_config(DimConfig, name).network) | {"widths": [8, 8, 8], "stem": 4}
-    small = SMALL | {"network": own, "pool": ["convnet1-w8", "resnet10-w16"] * 2, "pool_age": 1}
+    small = SMALL | (MORE if classes == 100 else {})
+    small |= {"network": own, "pool": ["convnet1-w8", "resnet10-w16"] * 2, "pool_age": 1}
     seen = []
     folder = distill(
         colour(classes),

@@ -150,7 +150,7 @@ def asked_for(
 ) -> tuple[type[Method], Any]:
     """Return the method and its configuration, and refuse what can be refused before data is read; see `distill`."""
     kind = METHODS[method]
-    Engine.of(device, precision, compile)
+    Engine.of(device, precision, "off" if compile == "auto" else compile)
     chosen = kind.resolve(make_config(kind.Config, config, settings))
     kind.default_steps(chosen)  # which stages must fit
     return kind, chosen
