@@ -45,6 +45,28 @@ class Cell:
     recipe: Recipe
 
 
+def check_plan(
+    generator: Generator,
+    ipc: int | Sequence[int] | None,
+    draws: str | Sequence[str],
+    seeds: Seeds,
+    epochs: int | None,
+    protocol: Protocol,
+) -> None:
+    """Refuse what `plan` refuses, whoever the students are; arguments and errors as there."""
+    plan(
+        generator,
+        ipc=ipc,
+        students=("",),
+        draws=draws,
+        seeds=seeds,
+        recipe=None,
+        epochs=epochs,
+        protocol=protocol,
+        baselines=(),
+    )
+
+
 def plan(
     generator: Generator,
     *,

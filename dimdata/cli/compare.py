@@ -74,7 +74,7 @@ def run(
         output.require_place(out, "scores.jsonl")
     from dimdata import load
     from dimdata.artifact import bundled
-    from dimdata.cells import check_draws, plan
+    from dimdata.cells import check_draws, check_plan
     from dimdata.cross import columns, cross_architecture, cross_notes, grid
     from dimdata.engine import Engine, keep_freed_memory
     from dimdata.evaluate import prepare
@@ -101,17 +101,7 @@ def run(
         if not names and epochs is not None and any(leg.epochs is None for leg in recipe.legs):
             output.note(f"{name} is trained on in counted steps, which --epochs does not change, and is left out.")
             continue
-        plan(
-            generator,
-            ipc=budgets,
-            students=("",),
-            draws=draws,
-            seeds=seeds,
-            recipe=None,
-            epochs=epochs,
-            protocol=rule,
-            baselines=(),
-        )
+        check_plan(generator, budgets, draws, seeds, epochs, rule)
         jobs.append((name, generator, budgets, _fitting(name, generator, students, budgets, rule)))
     against_what = [against.real_data(generator, real, root) for _, generator, _, _ in jobs]
     for (name, *_), data in zip(jobs, against_what, strict=True):

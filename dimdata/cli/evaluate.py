@@ -81,7 +81,7 @@ def run(
         )
     counts, students = None if ipc is None else images_per_class(ipc), words(student or "")
     from dimdata import load
-    from dimdata.cells import budgets, check_baselines, check_draws, plan
+    from dimdata.cells import budgets, check_baselines, check_draws, check_plan
     from dimdata.engine import Engine, keep_freed_memory
     from dimdata.evaluate import evaluate
     from dimdata.hub.readme import add_scores, require_refreshable
@@ -115,17 +115,7 @@ def run(
             "Under --epochs a fresh draw has no figures at a number of images per class to plot.",
             "Leave out one of the two.",
         )
-    plan(
-        generator.view(stage=stage),
-        ipc=counts,
-        students=("",),
-        draws=draws,
-        seeds=seeds,
-        recipe=None,
-        epochs=epochs,
-        protocol=find_protocol(protocol),
-        baselines=(),
-    )
+    check_plan(generator.view(stage=stage), counts, draws, seeds, epochs, find_protocol(protocol))
     rows: list[Row] = []
 
     def on_row(row: Row) -> None:
