@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import shutil
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -77,6 +80,18 @@ def make_table(rows: int = 20, stages: tuple[int, ...] = (10, 10), seed: int = 0
         method="pdd",
         stages=stages,
     )
+
+
+def require_commands(commands: Iterable[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Assert that commands of `dimdata`, given without that word, exist, and have the options that they name."""
+    from dimdata.cli.main import main
+
+    for words in map(shlex.split, commands):
+        capsys.readouterr()
+        assert main([words[0], "--help"]) == 0
+        told = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", capsys.readouterr().out))
+        asked = {word.partition("=")[0] for word in words if re.match("--?[a-z]", word)}
+        assert asked <= told, (words, asked - told)
 
 
 @pytest.fixture

@@ -1,12 +1,14 @@
 """The published recipe of DiM: the preset `paper`, its networks, its penalty and its pool."""
 
 import collections
+import copy
 import json
 import math
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from dimdata import artifact, latents
@@ -15,7 +17,7 @@ from dimdata.distill.critics import CRITICS, Critic
 from dimdata.distill.dim import DiM, DimConfig
 from dimdata.distill.losses import ADVERSARIAL
 from dimdata.distill.penalties import PENALTIES
-from dimdata.distill.pool import POOLS
+from dimdata.distill.pool import POOLS, Member
 from dimdata.distill.run import distill
 from dimdata.engine import Engine
 from dimdata.errors import FormatError, NotFoundError
@@ -220,18 +222,44 @@ def test_a_fresh_pool_is_timed_by_all_its_families_and_is_what_it_was_afterwards
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_the_pool_is_taught_by_real_batches_of_its_own():
+def test_the_pool_is_taught_by_real_batches_of_its_own(monkeypatch):
     """Published: 16 before every step of the generator, none of them the one that is matched."""
-    method = paper(images((1, 8, 8)), pool=["convnet1-w4"], pool_batches=16)
-    method.phases()[1].step(0)
-    steps = method.state_dict()["pool.life"], method.pool._kept[0].optimizer.state
-    assert steps[0].tolist() == [0, 1]
-    taught = [method.match_batches.matched(method.match_batches.labels_at(t), t, "pool")[0] for t in range(16)]
-    matched = method.match_batches.at(0)[0]
-    assert not any(torch.equal(batch, matched) for batch in taught)
-    before = POOLS["fresh"](method.pool.sources, "logit", (0.5,), (0.25,), CPU, lr=0.01, age=9).member(0)
-    moved = next(method.pool._kept[0].network.parameters()) - next(before.network.parameters())
-    assert moved.abs().max() > 1e-3
+    shown, train = [], Member.train
+
+    def recorded(member, pictures, labels):
+        shown.append((pictures.clone(), labels.clone()))
+        return train(member, pictures, labels)
+
+    monkeypatch.setattr(Member, "train", recorded)
+    method = paper(images((1, 8, 8)), pool=["convnet1-w4"], pool_batches=16, pool_augment="none")
+    gan, match = method.phases()
+    match.step(0)
+    assert method.state_dict()["pool.life"].tolist() == [0, 1]
+    assert len(shown) == 16
+    real = method.pool.prepare(method.real.train.images.float() / 255).flatten(1)
+    matched = method.pool.prepare(method.match_batches.at(gan.steps)[0])
+    for pictures, labels in shown:
+        assert not torch.equal(pictures, matched)
+        apart, rows = torch.cdist(pictures.flatten(1).double(), real.double()).min(1)
+        assert apart.max() < 1e-3
+        assert torch.equal(method.real.train.labels[rows], labels)
+
+
+def test_a_network_of_the_pool_learns_what_it_is_shown():
+    """Its weights are those of SGD on the labels of its images."""
+    pool = fresh(1, 9)
+    member = pool.member(0)
+    network = copy.deepcopy(member.network)
+    sgd = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+    pictures = torch.randn(3, 20, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(20) % 10
+    for batch in pictures:
+        member.train(batch, labels)
+        sgd.zero_grad()
+        F.cross_entropy(network(pool.enter(batch))[0], labels).backward()
+        sgd.step()
+    for bare, taught in zip(network.parameters(), member.network.parameters(), strict=True):
+        torch.testing.assert_close(bare, taught, atol=1e-6, rtol=0)
 
 
 def test_images_enter_the_pool_alike_wherever_they_are_augmented():

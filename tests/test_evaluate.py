@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from dimdata.nearest import distances, nearest_check
 from dimdata.protocols import protocol
 from dimdata.real import RealData, Split, distinct_real, load_real
 from dimdata.recipe import Leg, Recipe, Start
-from dimdata.scores import Row, Score, read_rows
+from dimdata.scores import SHIPPED, Row, Score, read_rows
 
 STUDENT = "convnet1-w8"
 CPU = Engine(torch.device("cpu"))
@@ -178,6 +179,65 @@ def test_rows_are_those_of_what_was_asked_for(network: Generator, real: RealData
     assert count(data=dataclasses.replace(real, test=real.test.select(torch.arange(100)))) == 7
     assert count(seeds=[5]) == 8
     assert count(ipc=2) == 9
+
+
+def test_keys_of_rows_stay_what_they_are() -> None:
+    """Rows that users have, and those that are shipped, are found by them: a change of keys loses hours of training."""
+    images = torch.zeros(20, 1, 4, 4, dtype=torch.uint8)
+    images[10:] = 255
+    labels = torch.arange(20) % 2
+    data = RealData(
+        name="squares",
+        train=Split(images, labels),
+        test=Split(images[5:15], labels[5:15]),
+        classes=("a", "b"),
+        mean=(0.5,),
+        std=(0.5,),
+    )
+    table = table_generator(images[8:12].float() / 255, classes=data.classes, mean=(0.5,), std=(0.5,), recipe=FEW)
+    cells = plan(
+        table,
+        ipc=(1, 2),
+        students=(STUDENT,),
+        draws="fixed",
+        seeds=1,
+        recipe=None,
+        epochs=None,
+        protocol=protocol("dimdata"),
+        baselines=("random", "all"),
+    )
+    one = _Run(table, data, table, {STUDENT: STUDENT}, "dimdata", CPU, "")
+    assert {f"{cell.what} {cell.ipc}": one.key(cell) for cell in cells} == {
+        "generator 1": "11d3d4f4e719d9e52853d84f7a03d03a",
+        "generator 2": "7aa63e186638948dcc79da71add73425",
+        "random 1": "4b7e9f2b0b4d71ab353dfcc01ecdbbfd",
+        "random 2": "5b1fbd22dff96146778a26ff7aef7389",
+        "all 1": "5fb3d5e2a51466c8d8f37c7bfe4fd69a",
+        "all 2": "e6fdb09dd9ca84c55a1cbd98c5ed9969",
+    }
+
+
+@pytest.mark.parametrize("name", ["dim-mnist", "dim-fashion-mnist", "dim-cifar10"])
+def test_ceilings_of_bundled_generators_are_shipped(name: str) -> None:
+    """As rows of their recipe, so that nobody waits for hours."""
+    made = artifact.load(name)
+    shipped = {(row.dataset, row.what, row.student, row.ipc, row.budget) for row in read_rows(SHIPPED)}
+    cells = plan(
+        made,
+        ipc=(1, 10),
+        students=("convnet3",),
+        draws="fresh",
+        seeds=1,
+        recipe=None,
+        epochs=None,
+        protocol=protocol("dimdata"),
+        baselines=("distinct",),
+    )
+    ceilings = [cell for cell in cells if cell.what == "distinct"]
+    assert len(ceilings) == 2
+    for cell in ceilings:
+        budget = _Run.budget(SimpleNamespace(generator=made), cell)
+        assert (made.spec.dataset, "distinct", "convnet3", cell.ipc, budget) in shipped
 
 
 def test_rows_are_of_the_generator_that_was_asked_for(network: Generator, real: RealData, tmp_path: Path) -> None:

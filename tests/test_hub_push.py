@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -149,7 +150,7 @@ def test_a_concurrent_push_is_noticed(hub: Hub, folder: Path, tmp_path: Path) ->
     dimdata.push(folder, REPO)
     mine = artifact.save(make_network(seed=1), tmp_path / "mine")
     theirs = artifact.save(make_network(seed=2), tmp_path / "theirs")
-    hub.fault({"where": "POST .*/commit/", "what": "slow", "seconds": 1.5, "times": 1})
+    hub.fault({"where": "POST .*/commit/", "what": "slow", "seconds": 4, "times": 1})
     caught: list[Exception] = []
 
     def push_mine() -> None:
@@ -162,7 +163,8 @@ def test_a_concurrent_push_is_noticed(hub: Hub, folder: Path, tmp_path: Path) ->
     thread = threading.Thread(target=push_mine)
     thread.start()
     while not commits(hub):
-        pass
+        assert thread.is_alive(), caught
+        time.sleep(0.02)
     landed = dimdata.push(theirs, REPO)
     thread.join()
     assert [type(error) for error in caught] == [ConflictError]

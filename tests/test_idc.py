@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch.nn import functional as F
+import torch.nn.functional as F
 
 from dimdata import artifact
 from dimdata.dataset import GeneratedDataset
@@ -136,15 +136,23 @@ def test_resumed_is_bit_identical(cut):
 
 
 def test_networks_are_trained_and_replaced():
-    idc = method(inner=2)
+    """Trained by plain SGD on real images and their labels, after each step; replaced where a life ends."""
+    idc = method(inner=2, net_steps=3, net_augment="none")
     (phase,) = idc.phases()
-    phase.step(0)
-    first = {name: tensor.clone() for name, tensor in idc.network.state_dict().items()}
-    phase.step(1)
-    assert any(not torch.equal(tensor, first[name]) for name, tensor in idc.network.state_dict().items())
-    assert idc.held == 0
-    phase.step(2)
-    assert idc.held == 1
+    held = []
+    for step in range(3):
+        phase.step(step)
+        held.append(idc.held)
+    assert held == [0, 0, 1]
+    network = idc.source.network(1)
+    sgd = torch.optim.SGD(network.parameters(), lr=idc.config.net_lr, momentum=0.9, weight_decay=5e-4)
+    for number in range(6, 9):
+        images, labels = idc.net_batches.at(number)
+        sgd.zero_grad()
+        F.cross_entropy(network(idc.normalize(images)), labels).backward()
+        sgd.step()
+    for bare, trained in zip(network.parameters(), idc.network.parameters(), strict=True):
+        torch.testing.assert_close(bare, trained, atol=1e-6, rtol=0)
 
 
 def test_learned_images_can_take_turns():

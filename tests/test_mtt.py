@@ -9,11 +9,12 @@ from collections import namedtuple
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from dimdata import latents
-from dimdata.distill.buffers import Buffer, BufferInfo, Expert, flatten, named
+from dimdata.distill.buffers import Buffer, BufferInfo, flatten, named
 from dimdata.distill.config import make_config
-from dimdata.distill.mtt import MTT, MttConfig
+from dimdata.distill.mtt import MTT, MttConfig, _distance
 from dimdata.distill.pdd import PDD, PddConfig
 from dimdata.distill.run import distill
 from dimdata.engine import Engine
@@ -137,20 +138,33 @@ def test_vectors_of_weights_are_those_of_the_network():
     torch.testing.assert_close(flat.grad, 2 * flat.detach())
 
 
-def test_experts_are_what_a_bare_loop_trains(cache):
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_experts_are_what_a_bare_loop_trains(momentum):
     """The kept weights are those of plain SGD over the same order."""
-    mtt = method()
+    mtt = method(expert_momentum=momentum)
     take(mtt, 0, 2)
+    kept = mtt.buffer.info
     start, end = mtt.buffer.weights(0, 0, 2)
-    law = InitLaw("convnet1-w8", (1, 8, 8), 10, seed=latents.fold(latents.stream("table.networks"), 0))
-    real, network = mtt.real, law.network(0)
+    network = InitLaw("convnet1-w8", (1, 8, 8), 10, seed=latents.fold(latents.stream("table.networks"), 0)).network(0)
     assert torch.equal(start, flatten(network))
-    other = Expert(mtt.buffer.info, real.train, mtt.normalize, law, ENGINE)
-    other.epoch()
-    other.epoch()
-    assert other.done
-    assert torch.equal(flatten(other.network), end)
-    assert not torch.equal(start, end)
+    real = mtt.real
+    images, labels = (real.train.images / 255 - real.mean[0]) / real.std[0], real.train.labels
+    sgd = torch.optim.SGD(network.parameters(), lr=SETTINGS["expert_lr"], momentum=momentum)
+    for epoch in (1, 2):
+        key = latents.fold(latents.stream("expert.order"), kept.seed, 0, epoch)
+        for rows in latents.permutation(key, len(labels)).split(kept.batch_size):
+            sgd.zero_grad()
+            F.cross_entropy(network(images[rows]), labels[rows]).backward()
+            sgd.step()
+    assert not torch.allclose(start, end, atol=1e-3)
+    torch.testing.assert_close(flatten(network), end, atol=1e-6, rtol=0)
+
+
+def test_the_loss_is_the_distance_left_as_a_share_of_the_experts_way():
+    """Cazenavette et al., equation 1."""
+    start, target = torch.tensor([0.0, 1.0]), torch.tensor([2.0, 3.0])
+    assert float(_distance(torch.tensor([3.0, 1.0]), start, target)) == (1 + 4) / (4 + 4)
+    assert float(_distance(start, start, target)) == 1
 
 
 def test_experts_are_shared_by_runs_and_trained_once(cache):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import require_commands
 from torch.utils.data import DataLoader
 
 import dimdata
@@ -206,16 +207,31 @@ def test_code_at_the_top_of_the_readme_runs():
     python(first[1], HF_HUB_OFFLINE="1")
 
 
-def test_commands_of_the_readme_exist():
-    from dimdata.cli.main import main
-
+def test_commands_of_the_readme_exist(capsys):
+    """With their options, in blocks and between words."""
     text = (ROOT / "README.md").read_text()
-    lines = [line.split("#")[0].split() for line in re.findall(r"^dimdata (.+)$", text, re.MULTILINE)]
-    assert len(lines) >= 5
-    for words in lines:
-        assert main([words[0], "--help"]) == 0
+    commands = re.findall(r"(?:^|`)dimdata ([a-z][^`#\n]*)", text, re.MULTILINE)
+    assert len(commands) >= 15
+    require_commands(commands, capsys)
     for path in re.findall(r"^sh (\S+)", text, re.MULTILINE):
         assert (ROOT / path).is_file()
+
+
+def test_names_that_the_readme_imports_exist():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    lines = [line for block in blocks for line in re.findall(r"^(?:from|import) .*dimdata.*$", block, re.MULTILINE)]
+    assert len(lines) >= 3
+    for line in lines:
+        exec(line, {})
+
+
+def test_entry_points_of_the_readme_are_all_there_are():
+    text = (ROOT / "README.md").read_text()
+    listed = text[text.index("Other packages add theirs") :]
+    promised = re.findall(r"`(?:dimdata)?\.(\w+)`", listed[: listed.index(")")])
+    made = [path.read_text() for path in (ROOT / "dimdata").rglob("*.py")]
+    groups = [group for code in made for group in re.findall(r'Registry\(\s*"[^"]+",\s*"dimdata\.(\w+)"', code)]
+    assert sorted(promised) == sorted(groups)
 
 
 def test_tree_of_the_readme_is_the_tree():

@@ -221,7 +221,7 @@ def test_a_registry_that_could_not_be_filled_says_so_each_time(monkeypatch: pyte
         with pytest.raises(DimdataError, match="really wrong"):
             TABLES[0]["one"]
     broken = EntryPoint("mine", "no_such_module_of_theirs", "dimdata.things")
-    monkeypatch.setattr("dimdata.registry.entry_points", lambda group: [broken])
+    monkeypatch.setattr("dimdata.registry.entry_points", lambda group: [broken] if group == "dimdata.things" else [])
     table = Registry("thing", "dimdata.things")
     for _ in range(2):
         with pytest.raises(DimdataError, match="no_such_module_of_theirs adds the thing 'mine'"):

@@ -22,6 +22,7 @@ from conftest import make_network  # first, for it clears the variables that are
 from hub_server import WRITER, git_id, serve
 
 REPO = "owner/crowd"
+PATIENCE = 120  # seconds
 
 
 def pull(cache: Path, barrier: Any, send: Any) -> None:
@@ -31,11 +32,19 @@ def pull(cache: Path, barrier: Any, send: Any) -> None:
     from dimdata import artifact
 
     logging.disable(logging.WARNING)  # each cut is told, and there are many
-    barrier.wait()
+    barrier.wait(PATIENCE)
     try:
         send.send(artifact.load(REPO, cache_dir=cache).revision)
     except Exception as error:
         send.send(f"{type(error).__name__}: {error}")
+
+
+def answer(receive: Any) -> str:
+    """Return what a process sent, or that it sent nothing."""
+    try:
+        return receive.recv() if receive.poll(PATIENCE) else f"no answer in {PATIENCE} s"
+    except EOFError:
+        return "ended without an answer"
 
 
 def damaged(cache: Path) -> list[str]:
@@ -69,11 +78,13 @@ def main() -> int:
             barrier = context.Barrier(options.processes)
             pipes = [context.Pipe(duplex=False) for _ in range(options.processes)]
             processes = [context.Process(target=pull, args=(cache, barrier, send)) for _, send in pipes]
-            for process in processes:
+            for process, (_, send) in zip(processes, pipes, strict=True):
                 process.start()
-            results = [receive.recv() for receive, _ in pipes]
+                send.close()  # or the end of a process that died would never show
+            results = [answer(receive) for receive, _ in pipes]
             for process in processes:
-                process.join()
+                process.join(PATIENCE)
+                process.kill()
             failures += [result for result in results if result != commit]
             spoilt += damaged(cache)
             asked += len(hub.requests)
