@@ -64,7 +64,7 @@ def load(
     """
     found = locate(source, revision=revision, token=token, cache_dir=cache_dir, local_files_only=local_files_only)
     generator = _read(found.folder)
-    generator.name, generator.revision = found.name, found.revision
+    generator.name, generator.revision, generator.folder = found.name, found.revision, found.folder.absolute()
     return generator
 
 
@@ -95,6 +95,7 @@ def _read(folder: Path) -> Generator:
         split[part][rest] = tensor
     generator.recipe_tensors = split["recipe"]
     Whitening.of(generator.recipe, generator.recipe_tensors)  # refuses values that whiten nothing
+    generator.format_minor = int(config.format.partition(".")[2])
     return generator.restore(split["generator"])
 
 
@@ -209,7 +210,7 @@ def save(
         files[CARD] = card.encode("utf-8")
     files[CONFIG] = config_bytes(
         {
-            "format": f"{FORMAT_MAJOR}.{FORMAT_MINOR}",
+            "format": f"{FORMAT_MAJOR}.{max(FORMAT_MINOR, generator.format_minor)}",
             "generator": spec,
             "recipe": recipe,
             "weights": {"sha256": hashlib.sha256(model).hexdigest(), "bytes": len(model)},

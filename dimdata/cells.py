@@ -8,11 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-
 from dimdata.errors import ArgumentError, nearest
 from dimdata.generators.base import Generator
-from dimdata.protocols import Protocol
+from dimdata.protocols import CLAIM_EPOCHS, Protocol
 from dimdata.recipe import Recipe
 from dimdata.scores import What
 
@@ -52,9 +50,12 @@ def check_plan(
     seeds: Seeds,
     epochs: int | None,
     protocol: Protocol,
-) -> None:
-    """Refuse what `plan` refuses, whoever the students are; arguments and errors as there."""
-    plan(
+) -> list[Cell]:
+    """Refuse what `plan` refuses, whoever the students are; return the cells of one without a name.
+
+    Arguments and errors are those of `plan`.
+    """
+    return plan(
         generator,
         ipc=ipc,
         students=("",),
@@ -133,20 +134,6 @@ def _leg_images(generator: Generator, recipe: Recipe, images: int) -> tuple[int,
     return tuple(images if count is None else min(count, images) for count in stored)
 
 
-def evenly(generator: Generator, images: int) -> bool:
-    """Return whether the first so many images of a generator are as many of each class.
-
-    Of soft labels nobody can say; the images are then taken to be in the usual order.
-    """
-    classes = generator.spec.num_classes
-    if images % classes:
-        return False
-    if generator.images is None or generator.spec.targets == "soft":
-        return True
-    labels = generator.labels(torch.arange(images, device=generator.device)).cpu()
-    return bool((torch.bincount(labels, minlength=classes) == images // classes).all())
-
-
 def budgets(generator: Generator, ipc: int | Sequence[int] | None) -> list[int | None]:
     """Return images per class, rising; none for all stored images where classes are unequal.
 
@@ -157,7 +144,7 @@ def budgets(generator: Generator, ipc: int | Sequence[int] | None) -> list[int |
     if ipc is None:
         if stored is None:
             return [count for count in IPC if count >= generator.stages] or [generator.stages]
-        return [stored // classes if evenly(generator, stored) else None]
+        return [stored // classes if generator.balanced(stored) else None]
     counts: list[int] = list(ipc) if isinstance(ipc, Sequence) and not isinstance(ipc, str) else [ipc]
     for count in counts:
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
@@ -167,7 +154,7 @@ def budgets(generator: Generator, ipc: int | Sequence[int] | None) -> list[int |
                 f"IPC {count} of {classes} classes needs {count * classes:,} images; {stored:,} are stored.",
                 f"Use ipc={stored // classes}, or leave it out for all there are.",
             )
-        if not evenly(generator, count * classes):
+        if not generator.balanced(count * classes):
             raise ArgumentError(
                 f"The first {count * classes:,} images of {generator.name or 'this generator'} are not {count} of each "
                 "class.",
@@ -305,6 +292,13 @@ def real_images(cell: Cell, there: int) -> int:
     if cell.what == "random":
         return min(cell.images, there)
     return min(images_shown(cell), there)
+
+
+def is_figure(cell: Cell) -> bool:
+    """Return whether a student's score is a figure at so many images per class, as `Row.ipc_claim` says afterwards."""
+    if cell.what != "generator" or cell.ipc is None:
+        return False
+    return cell.draw == "fixed" or images_shown(cell) == CLAIM_EPOCHS * cell.images
 
 
 def images_shown(cell: Cell) -> int:

@@ -434,7 +434,8 @@ class GeneratedDataset(Dataset[tuple[Any, Any]]):
         """Go on from a state: the next pass is the one that would have followed.
 
         Raises:
-            ArgumentError: If the state is not of a dataset with this seed, or holds no epoch.
+            ArgumentError: If the state is not of a dataset with this seed, or holds something else than epochs and
+                looks; the dataset stays where it is.
         """
         missing = {"seed", "epoch", "base", "looks"} - set(state)
         if missing:
@@ -447,6 +448,12 @@ class GeneratedDataset(Dataset[tuple[Any, Any]]):
         for name in ("epoch", "base"):
             if not 0 <= whole(f"{name} of the state", state[name]) <= MAX_EPOCH:
                 raise ArgumentError(f"{name} of the state is {state[name]!r:.80}; epochs count from 0 to 2^62.")
+        looks = state["looks"]
+        if not isinstance(looks, Mapping) or not all(_is_count(one) for pair in looks.items() for one in pair):
+            raise ArgumentError(
+                f"looks of the state is {looks!r:.80}, not numbers of looks by index.",
+                "Give what state_dict() returned.",
+            )
         self._clock.load_state_dict(state)
 
     def clone(self) -> Self:
@@ -493,6 +500,13 @@ _TWO_WAYS = (
 )
 
 
+def _is_count(value: Any) -> bool:
+    """Return whether a value is a whole number from 0 on, or in JSON the text of one."""
+    if isinstance(value, str):
+        return value.isascii() and value.isdigit() and len(value) <= 19
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_EPOCH
+
+
 def _length(generator: Generator, ipc: Any) -> int:
     """Return how many images `ipc` is, checked against those there are."""
     name, classes, images = generator.name or "This generator", generator.spec.num_classes, generator.images
@@ -506,6 +520,11 @@ def _length(generator: Generator, ipc: Any) -> int:
     except ArgumentError:
         value = 0
     if 1 <= value <= most:
+        if not generator.balanced(value * classes):
+            raise ArgumentError(
+                f"The first {value * classes:,} images of {name} are not {value} of each class.",
+                "Leave ipc out to use all.",
+            )
         return value * classes
     if images is None:
         raise ArgumentError(

@@ -75,7 +75,7 @@ def evaluate(
             elsewhere.
         real: The real dataset, or what `load_real` reads. Without, the test images are the generator's hold-out, and
             there are no baselines.
-        recipe: Followed instead of the generator's own.
+        recipe: Followed instead of the generator's own; not with `dim-paper`, which has one.
         epochs: Passes over the draw instead of the recipe's. A fresh draw of other than 1,000 epochs is reported by
             its number of images, not as so many images per class.
         protocol: `dimdata` or `dim-paper`; see `dimdata.protocols`.
@@ -95,6 +95,11 @@ def evaluate(
         NotFoundError: If a generator, student, protocol or dataset is unknown.
         DataError: If the real data does not fit the generator, or there are no test images.
     """
+    if recipe is not None and protocol != "dimdata":
+        raise ArgumentError(
+            f"A recipe was given, and the protocol {protocol!r:.80}, which has a recipe of its own.",
+            "Give one of them.",
+        )
     ready = prepare(
         source,
         ipc=ipc,
@@ -127,7 +132,11 @@ def prepare(
     baselines: Sequence[str] = BASELINES,
     engine: Engine | str | torch.device | None = None,
 ) -> Evaluation:
-    """Return an evaluation that is ready to run: what can be refused has been. Arguments and errors: see `evaluate`."""
+    """Return an evaluation that is ready to run: what can be refused has been.
+
+    Arguments and errors: see `evaluate`. Here a recipe may be given beside a protocol, as whose rows are then labelled:
+    the protocol's own, or a shorter one that a caller answers for.
+    """
     whole = source if isinstance(source, Generator) else artifact.load(source)
     generator = whole.view(stage=stage)
     if stage is not None and recipe is not None:
@@ -149,7 +158,7 @@ def prepare(
     )
     real = None if real is None else load_real(real)  # after all that can be refused without it
     prefix = f" (stage{'s 1-' if stage > 1 else ' '}{stage})" if stage is not None and stage < whole.stages else ""
-    return Evaluation(tuple(cells), _Run(generator, real, source, chosen, protocol, Engine.given(engine), prefix))
+    return Evaluation(tuple(cells), _Run(generator, real, chosen, protocol, Engine.given(engine), prefix))
 
 
 @dataclass(frozen=True)
@@ -196,7 +205,6 @@ class _Run:
         self,
         generator: Generator,
         real: RealData | None,
-        source: str | Path | Generator,
         students: Mapping[str, str | Factory],
         protocol: str,
         engine: Engine,
@@ -212,7 +220,7 @@ class _Run:
         self.protocol = protocol
         self.dataset = generator.spec.dataset if real is None else real.name
         self.engine = engine
-        self.test, self.test_text = _test(generator, real, source)
+        self.test, self.test_text = _test(generator, real)
         self.fingerprint = fingerprint(generator)
         plain = getattr(generator, "plain", generator)
         self.plain = self.fingerprint if plain is generator else fingerprint(plain)
@@ -362,12 +370,12 @@ class _Run:
         return table, None, recipe
 
 
-def _test(generator: Generator, real: RealData | None, source: str | Path | Generator) -> tuple[Split, str]:
+def _test(generator: Generator, real: RealData | None) -> tuple[Split, str]:
     """Return the test images and what rows call them."""
     spec = generator.spec
     hint = f"Evaluate it on {spec.dataset or 'the dataset it was distilled from'}."
     if real is None:
-        test = _holdout(generator, source)
+        test = _holdout(generator)
         return test, f"hold-out ({len(test):,})"
     if real.test is None:
         raise DataError(f"{real.name} has no test images.", "Add some; scores are those of images held out.")
@@ -381,13 +389,9 @@ def _test(generator: Generator, real: RealData | None, source: str | Path | Gene
     return real.test, f"{real.name} test ({len(real.test):,})"
 
 
-def _holdout(generator: Generator, source: str | Path | Generator) -> Split:
+def _holdout(generator: Generator) -> Split:
     """Return the real test images that came with a generator."""
-    found = None
-    if not isinstance(source, Generator):
-        found = artifact.holdout(artifact.resolve(source))
-    elif source.name:
-        found = artifact.holdout(artifact.resolve(source.name, revision=source.revision))
+    found = None if generator.folder is None else artifact.holdout(generator.folder)
     if found is None:
         raise DataError(
             f"{generator.name or 'This generator'} comes without test images.",

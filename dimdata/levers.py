@@ -276,7 +276,7 @@ class LeveredGenerator(Generator):
         super().__init__(spec, plain.recipe, plain.recipe_tensors)
         self.plain, self.teacher, self._levers = plain, teacher, levers
         self.compiles = plain.compiles
-        self.name, self.revision = plain.name, plain.revision
+        self.take_after(plain)
 
     def _draw(self, latent: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         levers = self._levers

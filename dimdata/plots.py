@@ -57,7 +57,7 @@ def plot(scores: Sequence[Score], path: str | Path) -> Path:
             "There is no score at a number of images per class to plot.",
             "Figures at IPC n need 1,000 epochs of a fresh draw; see the table.",
         )
-    with _figure(Path(path), 6.4, 4.2) as figure:
+    with _figure(Path(path).expanduser(), 6.4, 4.2) as figure:
         axes = figure.subplots()
         _draw_lines(axes, lines)
         ticks = sorted({score.ipc for group in lines.values() for score in group if score.ipc is not None})
@@ -69,7 +69,7 @@ def plot(scores: Sequence[Score], path: str | Path) -> Path:
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
-    return Path(path)
+    return Path(path).expanduser()
 
 
 def cross_plot(scores: Sequence[Score], path: str | Path) -> Path:
@@ -100,7 +100,7 @@ def cross_plot(scores: Sequence[Score], path: str | Path) -> Path:
     students = by_size(name for column in made for name in column.figures)
     across = min(PANELS, len(panels))
     down = -(-len(panels) // across)
-    with _figure(Path(path), 1.2 + 2.7 * across, down * (1.25 + 0.34 * len(students)) + 0.3) as figure:
+    with _figure(Path(path).expanduser(), 1.2 + 2.7 * across, down * (1.25 + 0.34 * len(students)) + 0.3) as figure:
         places = figure.subplots(down, across, sharey=True, squeeze=False).flatten()
         span = _span(panels)
         shown: dict[str, Any] = {}
@@ -113,7 +113,7 @@ def cross_plot(scores: Sequence[Score], path: str | Path) -> Path:
         order = [label for label in (WHAT["generator"], WHAT["distinct"], _BAND, _LINE) if label in shown]
         handles = [shown[label] for label in order]
         figure.legend(handles, order, loc="outside lower center", ncols=len(order), **style)
-    return Path(path)
+    return Path(path).expanduser()
 
 
 def stage_plot(found: Sequence[Walk], path: str | Path) -> Path:
@@ -131,7 +131,7 @@ def stage_plot(found: Sequence[Walk], path: str | Path) -> Path:
     require_plots(path)
     if not found:
         raise ArgumentError("There is no score after each stage to plot.", "Evaluate a generator with stages.")
-    with _figure(Path(path), 6.4, 4.2) as figure:
+    with _figure(Path(path).expanduser(), 6.4, 4.2) as figure:
         axes = figure.subplots()
         parts = [(walk.name, walk.student, walk.budget, f"{walk.draw} draw", walk.levers or "plain") for walk in found]
         varying = [len(set(each)) > 1 for each in zip(*parts, strict=True)]
@@ -154,7 +154,7 @@ def stage_plot(found: Sequence[Walk], path: str | Path) -> Path:
         axes.set_ylabel(f"accuracy on {_text(found[0].test)}, %")
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    return Path(path)
+    return Path(path).expanduser()
 
 
 @contextmanager

@@ -295,10 +295,11 @@ class Results:
     """
 
     def __init__(self, path: str | Path | None = None, shipped: Path = SHIPPED) -> None:
-        self.path = Path(path) if path is not None else None
+        self.path = Path(path).expanduser() if path is not None else None
         self.rows: dict[str, Row] = {}
         self.shipped = {row.key: row for row in read_rows(shipped)} if shipped.is_file() else {}
         self._cut_off = (0, b"")  # a fragment at the end, until the first row is added: where it begins, and its bytes
+        self._ending = b""  # what a last row lacks that is whole otherwise
         if self.path is not None:
             self._open(self.path)
 
@@ -308,7 +309,10 @@ class Results:
             path.open("ab").close()  # a place that cannot be written is found now, not after the first student
             content = path.read_bytes()
             end = content.rfind(b"\n") + 1
-            self._cut_off = end, content[end:]
+            if _is_row(content[end:]):
+                self._ending = b"\n"
+            else:
+                self._cut_off = end, content[end:]
         except OSError as error:
             raise world_error(error, f"Writing {path}") from error
         self.rows.update((row.key, row) for row in read_rows(path))
@@ -322,7 +326,7 @@ class Results:
     def add(self, row: Row) -> None:
         """Keep a row, in the file at once."""
         if self.path is not None:
-            line = _line(row)
+            line = self._ending + _line(row)
             try:
                 self._remove_fragment(self.path)
                 # A buffer for all of it makes one write at the end of the file: lines of several programs never mix.
@@ -330,6 +334,7 @@ class Results:
                     file.write(line)
             except OSError as error:
                 raise world_error(error, f"Writing {self.path}") from error
+            self._ending = b""
         self.rows[row.key] = row
 
     def _remove_fragment(self, path: Path) -> None:
@@ -350,13 +355,13 @@ def read_rows(path: str | Path) -> list[Row]:
         FormatError: If a line is no row.
         WorldError: If the file cannot be read.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     try:
         *lines, fragment = path.read_bytes().split(b"\n")
     except OSError as error:
         raise world_error(error, f"Reading {path}") from error
-    if not (fragment.startswith(_HEAD) or _HEAD.startswith(fragment)):
-        lines.append(fragment)  # not cut off by us: some other file, to be refused below
+    if _is_row(fragment) or not (fragment.startswith(_HEAD) or _HEAD.startswith(fragment)):
+        lines.append(fragment)  # whole, or not cut off by us: some other file, to be refused below
     rows = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -369,6 +374,15 @@ def read_rows(path: str | Path) -> list[Row]:
                 f"Line {number} of {path} is no row of results: {why}", "Remove the line, or use another file."
             ) from None
     return rows
+
+
+def _is_row(line: bytes) -> bool:
+    """Return whether a line without its end is a whole row."""
+    try:
+        Row.from_json(json.loads(line), keep_unknown=True)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _line(row: Row) -> bytes:

@@ -30,7 +30,7 @@ from dimdata.claims import Training
 from dimdata.config import read_config
 from dimdata.engine import Engine
 from dimdata.errors import ArgumentError, DataError
-from dimdata.evaluate import evaluate
+from dimdata.evaluate import prepare
 from dimdata.files import PREVIEW
 from dimdata.generators.base import Generator
 from dimdata.real import RealData
@@ -127,8 +127,8 @@ def verify_files(source: str | Path, **options: Any) -> tuple[Generator, Files]:
         DimdataError: If the generator cannot be found or reached.
     """
     generator = artifact.load(source, **options)
-    pinned = options | ({"revision": generator.revision} if generator.revision else {})
-    folder = artifact.resolve(source, **pinned)
+    folder = generator.folder
+    assert folder is not None
     weights = read_config(folder).weights
     held_out = artifact.holdout(folder)
     count = 0 if held_out is None else len(held_out[1])
@@ -187,7 +187,7 @@ def try_claim(
     """
     tested = require_triable(files, training, real, seeds)
     claim = training.claim
-    (score,) = evaluate(
+    (score,) = prepare(
         generator,
         ipc=claim.ipc,
         students=claim.student,
@@ -198,8 +198,7 @@ def try_claim(
         protocol=claim.protocol,
         baselines=(),
         engine=engine,
-        on_row=None if on_student is None else lambda row: on_student(row.seed, row.accuracy),
-    )
+    ).run(on_row=None if on_student is None else lambda row: on_student(row.seed, row.accuracy))
     from_seeds = _deviation(claim) * math.sqrt(1 / seeds + 1 / len(claim.accuracies))
     from_test = _test_error(claim, score.test, tested)
     tolerance = STANDARD_ERRORS * math.hypot(from_seeds, from_test)

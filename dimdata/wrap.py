@@ -62,7 +62,7 @@ def wrap_npz(
             distributions.
         ArgumentError: If `mean` or `std` do not fit the channels, or are missing where the images are normalised.
     """
-    arrays = _arrays(Path(path))
+    arrays = _arrays(Path(path).expanduser())
     images = _images(arrays[IMAGES[0]])
     images = _denormalized(images, mean, std) if normalized else _told(images)
     targets = _targets(arrays[TARGETS[0]]) if TARGETS[0] in arrays else None

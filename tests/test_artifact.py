@@ -214,6 +214,8 @@ def test_unknown_fields_of_a_newer_minor_are_kept(tmp_path: Path, network_genera
     again = json.loads((artifact.save(loaded, tmp_path / "again") / "config.json").read_text())
     assert again["generator"]["mood"] == "sunny"
     assert again["recipe"]["legs"][0]["tempo"] == 3
+    assert again["format"] == "1.7"
+    assert artifact.load(tmp_path / "again").spec.unknown == {"mood": "sunny"}
 
 
 # Refusals

@@ -1,5 +1,6 @@
 """The command line: what it prints where, its exit codes, and what it does with bad input."""
 
+import importlib
 import json
 import logging
 import os
@@ -381,6 +382,45 @@ def test_a_plot_of_what_there_will_not_be_is_refused_before_training(run, digits
     assert (result.code, "unequal numbers of images" in result.err) == (2, True)
     assert "seed 0" not in result.err
     assert not Path("p.svg").exists()
+
+
+@pytest.mark.parametrize(
+    ("epochs", "told"),
+    [(1000, None), (7, "no figure at a number of"), (None, "no figure at a number")],
+)
+def test_a_plot_of_a_fresh_draw_needs_a_thousand_epochs(run, tmp_path, monkeypatch, epochs, told):
+    """Whoever says them: the recipe, here of six, or an option."""
+    folder = artifact.save(make_network(image_shape=(1, 8, 8)), tmp_path / "network")
+
+    def begun(*arguments, **more):
+        raise RuntimeError("begun")
+
+    monkeypatch.setattr(importlib.import_module("dimdata.evaluate"), "evaluate", begun)
+    more = [] if epochs is None else ["--epochs", epochs]
+    shown = run("evaluate", folder, "--real", "digits", "--ipc", 1, "--plot", "p.svg", *more, *PLAIN)
+    assert (told or "begun") in shown.err
+
+
+def test_baselines_need_real_images(run, tmp_path):
+    holdout = {"images": torch.zeros(2, 1, 28, 28, dtype=torch.uint8), "labels": torch.arange(2)}
+    folder = artifact.save(make_network(), tmp_path / "network", holdout=holdout)
+    words = ["evaluate", folder, "--ipc", 1, "--epochs", 1, "--seeds", 1, "--student", "convnet1-w4", *PLAIN]
+    shown = run(*words, "--real", "holdout", "--baselines", "distinct")
+    assert (shown.code, "--baselines needs real training images" in shown.err) == (2, True)
+    assert run(*words, "--real", "holdout").code == 0
+    assert run(*words, "--real", "holdout", "--baselines", "none").code == 0
+
+
+def test_the_users_folder_is_meant_wherever_it_is_written(run, tmp_path, monkeypatch, generator_folder):
+    """Shells leave the ~ of --out=~/runs as it is."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    assert run("preview", generator_folder, "--out=~/grid.png").code == 0
+    assert (tmp_path / "home" / "grid.png").is_file()
+    np.savez(tmp_path / "home" / "set.npz", images=np.zeros((10, 8, 8), np.uint8), labels=np.arange(10))
+    assert run("wrap", "~/set.npz", "~/mine").code == 0
+    assert (tmp_path / "home" / "mine" / "config.json").is_file()
+    assert not Path("~").exists()
 
 
 def test_evaluate_tells_an_ipc_only_where_it_is_one(run, tmp_path):

@@ -27,6 +27,7 @@ from dimdata.generators.table import table_generator
 from dimdata.outputs import Normalize
 from dimdata.recipe import Leg, Recipe
 from dimdata.spec import Spec
+from dimdata.students.train import train
 
 
 def network(shape=(1, 12, 12), classes=10, **changes):
@@ -332,6 +333,14 @@ def test_a_state_without_an_epoch_is_refused(name, value):
     data = GeneratedDataset(echo(), ipc=1)
     with pytest.raises(ArgumentError, match=f"{name} of the state"):
         data.load_state_dict({**data.state_dict(), name: value})
+
+
+@pytest.mark.parametrize("looks", [None, [1], {"a": 1}, {"0": -5}, {"0": 1.5}, {"0": True}, {"-1": 2}])
+def test_a_state_of_other_looks_is_refused_and_changes_nothing(looks):
+    data = GeneratedDataset(echo(), ipc=1)
+    with pytest.raises(ArgumentError, match="looks of the state"):
+        data.load_state_dict({**data.state_dict(), "epoch": 3, "looks": looks})
+    assert data.epoch == 0
 
 
 def test_a_state_of_another_seed_is_refused():
@@ -672,6 +681,15 @@ def test_ipc_beyond_a_table():
         GeneratedDataset(table(rows=6, classes=3), ipc=3)
     with pytest.raises(ArgumentError, match=r"2 images of 3 classes.*Leave ipc out"):
         GeneratedDataset(table(rows=6, classes=3, stages=(2, 4)), ipc=1, stage=1)
+
+
+def test_an_ipc_that_is_not_of_each_class_is_refused():
+    made = table(rows=7, labels=torch.tensor([0, 1, 2, 0, 0, 0, 0]))
+    assert len(GeneratedDataset(made, ipc=1)) == 3
+    assert len(GeneratedDataset(made)) == 7
+    for use in (GeneratedDataset, lambda source, ipc: train("mlp", source, ipc=ipc)):
+        with pytest.raises(ArgumentError, match=r"first 6 images of .* are not 2 of each class.*Leave ipc out"):
+            use(made, ipc=2)
 
 
 @pytest.mark.parametrize(

@@ -581,6 +581,70 @@ def test_a_folder_in_use_is_not_overwritten(tmp_path):
     assert (tmp_path / "thesis.txt").read_text() == "mine"
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_two_processes_do_not_share_a_folder(resume, tmp_path):
+    """The one that comes later is refused before it reads data; that a process died there is no hindrance."""
+    out = tmp_path / "run"
+    if resume:
+        run(out, steps=2)
+    slow = (
+        "import time\nfrom dimdata.distill import run as loop\n"
+        "def load(*arguments, **more):\n    print(0, flush=True)\n    time.sleep(600)\n"
+        "loop.load_real = load"
+    )
+    first = child(out, steps=4, resume=resume, before=slow)
+    try:
+        wait_for_step(first, 0)
+        with pytest.raises(RunError, match=r"Another process is at work in .*another folder"):
+            run(out, steps=4, resume=resume)
+    finally:
+        first.kill()
+        first.communicate()
+    assert (out / ".lock").exists()
+    run(out, steps=4, resume=resume)
+    assert not (out / ".lock").exists()
+
+
+def test_what_fails_before_it_begins_leaves_no_folder(tmp_path):
+    with pytest.raises(NotFoundError):
+        distill("no-such-data", out=tmp_path / "runs" / "one", settings=TINY, steps=2, **PLAIN)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(NotFoundError):
+        distill("no-such-data", out=tmp_path / "mine", settings=TINY, steps=2, **PLAIN)
+    assert list(tmp_path.rglob("*")) == [tmp_path / "mine"], "a folder of the user's stays"
+
+
+def test_another_default_number_of_steps_is_not_passed_over(tmp_path):
+    """Whoever resumes a run says whether it is to be longer."""
+    out, settings = tmp_path / "run", {**TINY, "default_steps": 4}
+    run(out, steps=None, settings=settings)
+    longer = {**settings, "default_steps": 6}
+    with pytest.raises(RunError, match=r"begun with the 4 steps of its settings, which say 6 now.*--steps 6"):
+        run(out, steps=None, settings=longer, resume=True)
+    assert provenance(out)["plan"]["steps"] == 4
+    run(out, steps=6, settings=longer, resume=True)
+    assert provenance(out)["plan"]["steps"] == 6
+    assert "from 4 to 6 steps" in provenance(out)["history"]
+    run(out, steps=None, settings=longer, resume=True)
+
+
+def tied(image_shape, num_classes):
+    """A network with one tensor under two names."""
+    side = image_shape[1] * image_shape[2]
+    first, second = torch.nn.Linear(side, side), torch.nn.Linear(side, side)
+    second.weight = first.weight
+    return torch.nn.Sequential(torch.nn.Flatten(), first, torch.nn.ReLU(), second, torch.nn.Linear(side, num_classes))
+
+
+def test_layers_of_the_pool_may_share_a_tensor(tmp_path):
+    settings = {**TINY, "pool": ["test_distill:tied"], "match_share": 0.5}
+    whole = run(tmp_path / "whole", settings=settings, steps=8)
+    run(tmp_path / "parts", settings=settings, steps=8)
+    (tmp_path / "parts" / "generator" / "model.safetensors").unlink()
+    assert weights(run(tmp_path / "parts", settings=settings, steps=8, resume=True)) == weights(whole)
+
+
 def test_a_damaged_checkpoint_is_refused(tmp_path):
     run(tmp_path / "run", steps=4)
     path = tmp_path / "run/checkpoint.safetensors"

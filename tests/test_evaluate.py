@@ -181,6 +181,12 @@ def test_rows_are_those_of_what_was_asked_for(network: Generator, real: RealData
     assert count(ipc=2) == 9
 
 
+def test_a_recipe_beside_a_protocol_is_refused(network: Generator, real: RealData) -> None:
+    """Rows would be called by a protocol that nobody followed."""
+    with pytest.raises(ArgumentError, match="'dim-paper', which has a recipe of its own"):
+        run(network, ipc=1, real=real, recipe=FEW, protocol="dim-paper")
+
+
 def test_keys_of_rows_stay_what_they_are() -> None:
     """Rows that users have, and those that are shipped, are found by them: a change of keys loses hours of training."""
     images = torch.zeros(20, 1, 4, 4, dtype=torch.uint8)
@@ -206,7 +212,7 @@ def test_keys_of_rows_stay_what_they_are() -> None:
         protocol=protocol("dimdata"),
         baselines=("random", "all"),
     )
-    one = _Run(table, data, table, {STUDENT: STUDENT}, "dimdata", CPU, "")
+    one = _Run(table, data, {STUDENT: STUDENT}, "dimdata", CPU, "")
     assert {f"{cell.what} {cell.ipc}": one.key(cell) for cell in cells} == {
         "generator 1": "11d3d4f4e719d9e52853d84f7a03d03a",
         "generator 2": "7aa63e186638948dcc79da71add73425",

@@ -17,7 +17,9 @@ import dimdata
 from dimdata import GeneratedDataset, artifact, names
 from dimdata.cli.main import main
 from dimdata.errors import ArgumentError, FormatError, NotFoundError
+from dimdata.evaluate import evaluate
 from dimdata.hub.client import download
+from dimdata.verify import verify_files
 
 REPO = "owner/dim-digits"
 
@@ -49,6 +51,20 @@ def test_by_name_and_by_revision(hub: Hub, commits: tuple[str, str], tmp_path: P
     held_out = artifact.holdout(artifact.resolve(REPO, cache_dir=tmp_path / "cache"))
     assert held_out is not None
     assert len(held_out[0]) == 2
+
+
+def test_the_hold_out_is_that_of_the_files_loaded(hub: Hub, commits: tuple[str, str], tmp_path: Path) -> None:
+    """From a cache of its own, without the Hub, and of the commit that the weights are of."""
+    artifact.load(REPO, cache_dir=tmp_path / "cache")
+    hub.forget()
+    made = artifact.load(REPO, cache_dir=tmp_path / "cache", local_files_only=True)
+    assert made.folder is not None
+    (score,) = evaluate(made, ipc=1, students="convnet1-w4", seeds=1, epochs=1, engine="cpu")
+    assert score.test == "hold-out (2)"
+    generator, files = verify_files(REPO, cache_dir=tmp_path / "cache", local_files_only=True)
+    assert (files.folder, files.holdout) == (str(made.folder), 2)
+    assert generator.view().folder == made.folder
+    assert hub.requests == []
 
 
 def test_only_what_is_needed_is_downloaded(hub: Hub, commits: tuple[str, str], tmp_path: Path) -> None:

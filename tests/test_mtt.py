@@ -452,6 +452,24 @@ def test_experts_of_other_units_or_another_network_are_others(tmp_path, monkeypa
     assert method().buffer.info.code == ""
 
 
+def test_experts_that_another_run_puts_there_meanwhile_are_not_taken_for_ones_own(tmp_path):
+    """Both begin with an empty folder; who comes first says what the experts in it are."""
+    buffer = str(tmp_path / "mine")
+    first, second = method(buffer=buffer), method(buffer=buffer, expert_lr=0.5)
+    take(first, 0, EPOCHS)
+    kept = {path: path.read_bytes() for path in (tmp_path / "mine").glob("[!.]*")}
+    with pytest.raises(FormatError, match="of another training"):
+        take(second, 0, 1)
+    late = method(buffer=str(tmp_path / "other"), expert_lr=0.5)
+    take(late, 0, 1)
+    shutil.copytree(tmp_path / "mine", tmp_path / "other")
+    with pytest.raises(FormatError, match="of another training"):
+        late.buffer.write(0, late.expert.trajectory)
+    for folder in ("mine", "other"):
+        assert {path.name for path in (tmp_path / folder).glob("[!.]*")} == {path.name for path in kept}
+        assert all((tmp_path / folder / path.name).read_bytes() == content for path, content in kept.items())
+
+
 def test_a_folder_that_cannot_hold_experts_is_refused_before_they_are_trained(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(WorldError, match="file is no folder"):

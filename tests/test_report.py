@@ -227,6 +227,26 @@ def test_a_line_cut_off_gives_way_to_the_next_row(rows: list[Row], tmp_path: Pat
     assert path.read_bytes() == whole
 
 
+def test_a_last_row_without_its_line_end_counts(rows: list[Row], tmp_path: Path) -> None:
+    """An editor may have taken it, or a process may have died one byte early."""
+    path = tmp_path / "rows.jsonl"
+    for row in rows[:3]:
+        Results(path).add(row)
+    whole = path.read_bytes()
+    path.write_bytes(whole.splitlines(keepends=True)[0] + whole.splitlines(keepends=True)[1][:-1])
+    assert read_rows(path) == rows[:2]
+    again = Results(path)
+    assert list(again.rows) == [row.key for row in rows[:2]]
+    again.add(rows[2])
+    assert path.read_bytes() == whole
+
+
+def test_a_file_in_the_users_folder(rows: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Results("~/rows.jsonl").add(rows[0])
+    assert read_rows("~/rows.jsonl") == read_rows(tmp_path / "rows.jsonl") == rows[:1]
+
+
 @pytest.mark.parametrize("cut", [0, 20])
 def test_two_programs_add_to_one_file(rows: list[Row], tmp_path: Path, cut: int) -> None:
     path = tmp_path / "rows.jsonl"

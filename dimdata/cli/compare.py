@@ -175,14 +175,14 @@ def _budgets(generator: Generator, images: list[int], rule: Protocol) -> list[in
 
     Of stored stages that students walk it has all or none, and of unlimited ones no fewer than there are stages.
     """
-    from dimdata.cells import cuts_stages, evenly
+    from dimdata.cells import cuts_stages
 
     classes = generator.spec.num_classes
     found = [
         count
         for count in images
         if (generator.images is None or count * classes <= generator.images)
-        and evenly(generator, count * classes)
+        and generator.balanced(count * classes)
         and not cuts_stages(generator, rule.recipe(generator.recipe, count, classes), count)
     ]
     return found or (None if generator.images is not None else [generator.stages])

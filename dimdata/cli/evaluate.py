@@ -33,8 +33,9 @@ def run(
     draw: options.Draws = "fresh",
     seeds: options.Students = 3,
     baselines: Annotated[
-        str, typer.Option("--baselines", help="Of real images: random,distinct,all, or none.")
-    ] = "random,distinct,all",
+        str | None,
+        typer.Option("--baselines", help="Of real images: random,distinct,all, or none. [default: all three]"),
+    ] = None,
     protocol: options.Protocol = "dimdata",
     epochs: options.Epochs = None,
     by_stage: Annotated[
@@ -81,7 +82,7 @@ def run(
         )
     counts, students = None if ipc is None else images_per_class(ipc), words(student or "")
     from dimdata import load
-    from dimdata.cells import budgets, check_baselines, check_draws, check_plan
+    from dimdata.cells import budgets, check_baselines, check_draws, check_plan, is_figure
     from dimdata.engine import Engine, keep_freed_memory
     from dimdata.evaluate import evaluate
     from dimdata.hub.readme import add_scores, require_refreshable
@@ -96,7 +97,7 @@ def run(
         require_plots(plot)
     # What can be refused is refused before a dataset is downloaded.
     chosen, draws = [user_student(word) for word in students], check_draws(words(draw))
-    against_real = check_baselines([] if baselines == "none" else words(baselines))
+    against_real = check_baselines([] if baselines == "none" else words(baselines or "random,distinct,all"))
     engine = Engine.of(device, precision, compile)
     weights = require_refreshable(name) if update_card else ""
     keep_freed_memory()
@@ -110,12 +111,19 @@ def run(
             "figures at a number of images per class to plot.",
             "Leave out --plot.",
         )
-    elif plot is not None and epochs is not None and generator.images is None and "fixed" not in draws:
+    cells = check_plan(generator.view(stage=stage), counts, draws, seeds, epochs, find_protocol(protocol))
+    if plot is not None and not by_stage and not any(map(is_figure, cells)):
         raise ArgumentError(
-            "Under --epochs a fresh draw has no figures at a number of images per class to plot.",
-            "Leave out one of the two.",
+            "There would be no figure at a number of images per class to plot: a fresh draw has one after 1,000 epochs "
+            "alone.",
+            "Leave out --plot, or name --epochs 1000 or --draw fixed.",
         )
-    check_plan(generator.view(stage=stage), counts, draws, seeds, epochs, find_protocol(protocol))
+    data = against.real_data(generator, real, root)
+    if data is None and baselines is not None and against_real:
+        raise ArgumentError(
+            f"--baselines needs real training images, and {name} is tested on its hold-out alone.",
+            "Leave --baselines out, or name the dataset with --real.",
+        )
     rows: list[Row] = []
 
     def on_row(row: Row) -> None:
@@ -129,7 +137,7 @@ def run(
         students=chosen or None,
         draws=draws,
         seeds=seeds,
-        real=against.real_data(generator, real, root),
+        real=data,
         epochs=epochs,
         protocol=protocol,
         baselines=against_real,

@@ -12,6 +12,7 @@ import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -149,6 +150,13 @@ def _tell(error: BaseException, debug: bool, words: Sequence[str]) -> int:
     return code
 
 
+def _at_home(word: str) -> str:
+    """Return a word with the `~` of `--out=~/runs` expanded, which shells leave as it is."""
+    option, equals, value = word.partition("=")
+    is_path = equals and option.startswith("--") and value.startswith("~/")
+    return f"{option}={Path(value).expanduser()}" if is_path else word
+
+
 def _first_line(error: BaseException) -> str:
     return f"{str(error).strip().partition(chr(10))[0]:.300}"
 
@@ -177,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     log = logging.getLogger("dimdata")
     log.addHandler(handler)
     try:
-        words = [word for word in words if word != "--debug"]
+        words = [_at_home(word) for word in words if word != "--debug"]
         with _compiler_to_itself(debug):
             app(args=words, prog_name="dimdata", obj=words)
     except SystemExit as done:

@@ -41,6 +41,7 @@ def run(
     from dimdata.real.known import KNOWN, load_digits
     from dimdata.wrap import wrap_npz
 
+    out = out.expanduser()
     if out.is_file() or (out.is_dir() and any(out.iterdir()) and not _wrapped(out)):
         raise ArgumentError(f"{out} exists and holds something else.", "Choose a folder that is absent or empty.")
     name = dataset.lower()

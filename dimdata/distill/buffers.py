@@ -130,7 +130,7 @@ class Buffer:
 
     def __init__(self, folder: Path, info: BufferInfo, count: int) -> None:
         self.folder, self.info, self.count = folder, info, count
-        self._check_identity()
+        self.check_identity()
         missing = sum(not self.path(number).is_file() for number in range(count))
         self.missing_bytes = missing * info.bytes
         if missing:
@@ -149,7 +149,12 @@ class Buffer:
         """Return where an expert lies."""
         return self.folder / f"expert-{number:04d}.safetensors"
 
-    def _check_identity(self) -> None:
+    def check_identity(self) -> None:
+        """Refuse the experts of another training, whoever has put them there and when.
+
+        Raises:
+            FormatError: If they are, or nothing says what they are.
+        """
         path = self.folder / "buffer.json"
         if not path.is_file():
             if any(self.folder.glob("expert-*.safetensors")):
@@ -211,11 +216,28 @@ class Buffer:
         except OSError as error:
             raise world_error(error, f"Making the folder {self.folder}") from error
         self._remove_stale()
-        info = json.dumps(self.info.to_json(), indent=1).encode() + b"\n"
-        write_atomic(self.folder / "buffer.json", info)
+        self._claim()
         write_atomic(
             self.path(number), save({f"{k:04d}": flat.cpu().contiguous() for k, flat in enumerate(trajectory)})
         )
+
+    def _claim(self) -> None:
+        """Say what the buffer is of, unless another run has said so since."""
+        from filelock import FileLock
+
+        path, lock = self.folder / "buffer.json", FileLock(self.folder / ".lock")
+        try:
+            with contextlib.suppress(NotImplementedError):  # of file systems that have no locks
+                lock.acquire()
+            if not path.is_file():
+                write_atomic(path, json.dumps(self.info.to_json(), indent=1).encode() + b"\n")
+        except WorldError:
+            raise
+        except OSError as error:
+            raise world_error(error, f"Writing to {self.folder}") from error
+        finally:
+            lock.release()
+        self.check_identity()
 
     def weights(self, number: int, *epochs: int) -> list[Tensor]:
         """Return the weights of an expert after each of some epochs, float32 `[parameters]` on the CPU.

@@ -239,6 +239,7 @@ class MTT(TableMethod):
         """Take one epoch of an expert, unless the buffer has it."""
         number = step // self.config.passes()
         if self.buffer.path(number).is_file():
+            self.buffer.check_identity()  # another run may have put it there since this one began
             return {"expert": torch.zeros(())}
         return {"expert": self._advance(number)}
 

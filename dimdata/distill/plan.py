@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,10 @@ from typing import Any
 from dimdata.distill.config import make_config
 from dimdata.distill.method import METHODS
 from dimdata.errors import FormatError, RunError
+from dimdata.files import world_error
 from dimdata.spec import Record, require
+
+LOCK = ".lock"  # of a run's folder, while a process is at work in it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +60,7 @@ def existing(folder: Path, resume: bool) -> Plan | None:
     """
     path = folder / "run.json"
     if not resume:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.exists() and (not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir())):
             if path.is_file():
                 raise RunError(f"{folder} holds a run.", "Add --resume to go on with it, or choose another folder.")
             what = "is not empty" if folder.is_dir() else "is a file"
@@ -70,6 +74,45 @@ def existing(folder: Path, resume: bool) -> Plan | None:
         if isinstance(error, FormatError):
             raise
         raise RunError(f"{path} cannot be read: {error}.", "Start the run again in another folder.") from None
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other processes from running in a folder, which is made if it is absent and removed if it stays empty.
+
+    Raises:
+        RunError: If a process is at work there.
+        WorldError: If the folder cannot be made or written to.
+    """
+    from filelock import FileLock, Timeout
+
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    lock = FileLock(folder / LOCK)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with suppress(NotImplementedError):  # of file systems that have no locks
+            lock.acquire(timeout=0)
+    except Timeout:
+        raise RunError(
+            f"Another process is at work in {folder}.", "Wait until it has ended, or choose another folder (--out)."
+        ) from None
+    except OSError as error:
+        raise world_error(error, f"Writing to {folder}") from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows removes no file that is open
+            (folder / LOCK).unlink()
+        lock.release()
+        for place in made:
+            with suppress(OSError):  # it holds something
+                place.rmdir()
+
+
+def config_of(plan: Plan) -> Any:
+    """Return the configuration of a run that was begun, as its method reads it now."""
+    kind = METHODS[plan.method]
+    return kind.resolve(make_config(kind.Config, plan.config))
 
 
 def _flat(prefix: str, value: Any) -> dict[str, Any]:
@@ -88,9 +131,7 @@ def compare(old: Plan, new: Plan) -> None:
             f"The run was begun with the method {old.method}, not {new.method}.",
             f"Resume it with --method {old.method}, or start another.",
         )
-    kind = METHODS[old.method]
-    settings = kind.resolve(make_config(kind.Config, old.config)).to_json()
-    old = Plan.from_json(old.to_json() | {"config": settings})
+    old = Plan.from_json(old.to_json() | {"config": config_of(old).to_json()})
     budget = ("steps", "minutes", "config.default_steps", "config.settings.default_steps")
     ours, theirs = (
         {key: value for key, value in _flat("", plan.to_json()).items() if key not in budget} for plan in (old, new)

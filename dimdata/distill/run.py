@@ -24,7 +24,7 @@ from dimdata import latents, preview
 from dimdata.distill.config import make_config
 from dimdata.distill.estimate import planned, steps_within
 from dimdata.distill.method import METHODS, Losses, Method, Phase
-from dimdata.distill.plan import Plan, compare, existing
+from dimdata.distill.plan import Plan, alone_in, compare, config_of, existing
 from dimdata.engine import Engine
 from dimdata.errors import INTERRUPTED, ArgumentError, DimdataError, FormatError, RunError, WorldError, whole
 from dimdata.files import shareable, world_error, write_atomic
@@ -104,40 +104,56 @@ def distill(
         DimdataError: Whatever is wrong with the data, the config, the device or the disk.
     """
     check_budget(minutes, steps, probes)
-    folder = Path(out)
     kind, chosen = asked_for(method, config, settings, device, precision, compile)
-    old = existing(folder, resume)
-    kept = old.minutes if old and steps is None else None  # the time budget of the run that goes on
-    budget = minutes if minutes is not None else kept
-    real = load_real(data, root=root)
-    if probes:
-        real = validation_split(real)
-    of_steps = steps or (old.steps if old else kind.budget(chosen, real))
-    engine = Engine.of(device, precision, compiling(compile, budget, of_steps))
-    plan = Plan(
-        method=method,
-        data=real.name,
-        fingerprint=real.fingerprint,
-        config=chosen.to_json(),
-        seed=seed,
-        steps=of_steps,
-        minutes=budget,
-        probes=probes,
-    )
-    if old:
-        compare(old, plan)
-    made = kind(chosen, real, engine, seed, plan.steps)
-    made.require_recipe()
-    run = Run(folder, plan, made, progress, command)
-    done = run.restore() if old else 0
-    with room_for_shapes(engine):  # each network of a pool is compiled by itself
-        if minutes is not None and minutes != kept:
-            run.plan_minutes(minutes, done)
-        elif done > plan.steps:
-            raise RunError(f"The run has taken {done} steps, more than the {plan.steps} asked for.", "Ask for more.")
-        if old and done:
-            run.change_budget(old.steps, done)
-        return run.go(done)
+    folder = Path(out).expanduser()
+    existing(folder, resume)  # told before data is read
+    with alone_in(folder):
+        old = existing(folder, resume)  # another process may have been at work since
+        kept = old.minutes if old and steps is None else None  # the time budget of the run that goes on
+        budget = minutes if minutes is not None else kept
+        real = load_real(data, root=root)
+        if probes:
+            real = validation_split(real)
+        by_settings = kind.budget(chosen, real)
+        of_steps = steps or (old.steps if old else by_settings)
+        engine = Engine.of(device, precision, compiling(compile, budget, of_steps))
+        plan = Plan(
+            method=method,
+            data=real.name,
+            fingerprint=real.fingerprint,
+            config=chosen.to_json(),
+            seed=seed,
+            steps=of_steps,
+            minutes=budget,
+            probes=probes,
+        )
+        if old:
+            compare(old, plan)
+            if steps is None and budget is None:
+                _require_same_default(old, kind.budget(config_of(old), real), by_settings)
+        made = kind(chosen, real, engine, seed, plan.steps)
+        made.require_recipe()
+        run = Run(folder, plan, made, progress, command)
+        done = run.restore() if old else 0
+        with room_for_shapes(engine):  # each network of a pool is compiled by itself
+            if minutes is not None and minutes != kept:
+                run.plan_minutes(minutes, done)
+            elif done > plan.steps:
+                raise RunError(
+                    f"The run has taken {done} steps, more than the {plan.steps} asked for.", "Ask for more."
+                )
+            if old and done:
+                run.change_budget(old.steps, done)
+            return run.go(done)
+
+
+def _require_same_default(old: Plan, before: int, now: int) -> None:
+    """Refuse to go on with as many steps as settings said, where they say another number now."""
+    if old.steps == before != now:
+        raise RunError(
+            f"The run was begun with the {before:,} steps of its settings, which say {now:,} now.",
+            f"Give --steps {now} to take so many in all, or --steps {before} to go on as it was begun.",
+        )
 
 
 def asked_for(
@@ -213,7 +229,11 @@ class Run:
 
     def checkpoint(self, done: int) -> None:
         """Write everything needed to go on from step `done`, atomically."""
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.method.state_dict().items()}
+        tensors = {
+            # Copies, because layers of a network may share one tensor.
+            name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, tensor in self.method.state_dict().items()
+        }
         seconds = round(self.seconds, 1)
         facts = {"taken": self.taken, "ready": self.ready, "images": self.images, "history": self.history}
         meta = json.dumps({"done": done, "seconds": seconds} | facts)

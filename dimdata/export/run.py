@@ -221,7 +221,8 @@ def _facts(dataset: GeneratedDataset, draws: int, sha256: str) -> dict[str, Any]
 def _sha256(source: str | Path | Generator, generator: Generator) -> str:
     """Return the digest of the weights: that of the stored file, or of the tensors of a generator made in memory."""
     if not isinstance(source, Generator):
-        return artifact.read_config(artifact.resolve(source, revision=generator.revision)).weights.sha256
+        assert generator.folder is not None
+        return artifact.read_config(generator.folder).weights.sha256
     found = hashlib.sha256()
     for name, tensor in sorted(generator.stored().items()):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())

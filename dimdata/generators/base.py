@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
@@ -15,7 +16,7 @@ from dimdata import latents
 from dimdata.errors import ArgumentError, whole
 from dimdata.recipe import Recipe
 from dimdata.registry import Registry
-from dimdata.spec import Spec
+from dimdata.spec import FORMAT_MINOR, Spec
 
 GENERATORS: Registry[type[Generator]] = Registry(
     "kind of generator",
@@ -64,6 +65,9 @@ class Generator(nn.Module, ABC):
     Attributes:
         name: What it was loaded as; empty for one made in memory.
         revision: The commit it was loaded from, if any.
+        folder: Where its files lie; none for one made in memory.
+        format_minor: The minor version of the format it was read in, which it is stored in again: it may have fields
+            that only that version knows.
     """
 
     kind: ClassVar[str]
@@ -76,6 +80,17 @@ class Generator(nn.Module, ABC):
         self.recipe_tensors = dict(recipe_tensors or {})
         self.name = ""
         self.revision: str | None = None
+        self.folder: Path | None = None
+        self.format_minor = FORMAT_MINOR
+
+    def take_after(self, whole: Generator) -> None:
+        """Be known as the generator that this one is a part or a use of."""
+        self.name, self.revision, self.folder, self.format_minor = (
+            whole.name,
+            whole.revision,
+            whole.folder,
+            whole.format_minor,
+        )
 
     @abstractmethod
     def _draw(self, latent: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,6 +118,19 @@ class Generator(nn.Module, ABC):
     def images(self) -> int | None:
         """How many images exist; none where they are unlimited."""
         return self.spec.images
+
+    def balanced(self, images: int) -> bool:
+        """Return whether its first so many images are as many of each class.
+
+        Of soft labels nobody can say; the images are then taken to be in the usual order.
+        """
+        classes = self.spec.num_classes
+        if images % classes:
+            return False
+        if self.images is None or self.spec.targets == "soft":
+            return True
+        labels = self.labels(torch.arange(images, device=self.device)).cpu()
+        return bool((torch.bincount(labels, minlength=classes) == images // classes).all())
 
     @property
     def stages(self) -> int:

@@ -79,7 +79,7 @@ class NetworkStages(Generator):
             recipe = self.recipe.upto(stage)
             part = type(self)(spec, recipe, {n: t for n, t in self.recipe_tensors.items() if n in recipe.tensors})
         part.load_state_dict(self._prefix(stage), assign=True)
-        part.name, part.revision = self.name, self.revision
+        part.take_after(self)
         return part.requires_grad_(False).train(self.training)
 
 

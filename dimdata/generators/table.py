@@ -148,7 +148,7 @@ class TableGenerator(Generator):
         if shifted:
             tensors["row_labels"] = self.labels(torch.arange(first, first + rows, device=self.device))
         part.load_state_dict(tensors, assign=True)
-        part.name, part.revision = self.name, self.revision
+        part.take_after(self)
         return part
 
     @classmethod

@@ -88,9 +88,10 @@ def save_with_card(
         name: As in `card`; that of an older card in its place, if any, unless given.
         facts: As in `artifact.save`; errors, too.
     """
-    previous = read_card(Path(folder).expanduser())
+    place = Path(folder).expanduser()
+    previous = read_card(place)
     kept(previous)  # what cannot be carried over is told before anything is replaced
-    made = artifact.save(generator, folder, card=previous, **{**_measured(generator, Path(folder)), **facts})
+    made = artifact.save(generator, place, card=previous, **{**_measured(generator, place), **facts})
     write_card(made, name=name)
     return made
 

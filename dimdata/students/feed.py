@@ -168,8 +168,8 @@ class Source:
 
             source = artifact.load(source)
         whole = source.view(stage=stage, draw=draw)  # an unknown stage is refused before anything is drawn
-        if ipc is not None and whole.images is not None and ipc * source.spec.num_classes > whole.images:
-            GeneratedDataset(source, ipc, draw=draw, stage=stage)  # type: ignore[arg-type] # refuses it, and says why
+        if ipc is not None and whole.images is not None:
+            GeneratedDataset(source, ipc, draw=draw, stage=stage)  # type: ignore[arg-type] # what it refuses, and why
         self.generator: Generator = source
         self.ipc, self.seed, self.draw, self.stage, self.device = ipc, seed, draw, stage, device
         self._datasets: dict[tuple[int | None, bool], GeneratedDataset] = {}
@@ -182,7 +182,8 @@ class Source:
             view = self.generator.view(stage=stage, draw=self.draw, alone=alone)
             # A prefix may have fewer images per class than the whole was asked for; then it gives all it has.
             short = stage is not None and self.ipc is not None and view.images is not None
-            fits = not short or self.ipc * view.spec.num_classes <= (view.images or 0)  # type: ignore[operator]
+            asked = (self.ipc or 0) * view.spec.num_classes
+            fits = not short or (asked <= (view.images or 0) and view.balanced(asked))
             self._datasets[stage, alone] = GeneratedDataset(
                 view if alone else self.generator,
                 self.ipc if fits else None,

@@ -111,7 +111,7 @@ def save_student(network: nn.Module, path: str | Path, info: StudentInfo) -> Pat
         FormatError: If a weight is not finite: the network diverged.
         WorldError: If the disk is full or the place cannot be written.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     require_storable(network)
     broken = [name for name, tensor in network.state_dict().items() if not finite(tensor)]
     if broken:
@@ -145,7 +145,7 @@ def load_student(path: str | Path, student: Factory | None = None) -> tuple[nn.M
         FormatError: If the file is missing, damaged, or not of a student.
         ArgumentError: If its network is not known by name and no factory is given.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     with TensorFile(path, MAX_BYTES) as file:
         if _KEY not in file.metadata:
             raise FormatError(f"{path} is not a stored student.", "Give a file that `dimdata train` has written.")
