@@ -294,11 +294,13 @@ def real_images(cell: Cell, there: int) -> int:
     return min(images_shown(cell), there)
 
 
-def is_figure(cell: Cell) -> bool:
+def is_figure(generator: Generator, cell: Cell) -> bool:
     """Return whether a student's score is a figure at so many images per class, as `Row.ipc_claim` says afterwards."""
     if cell.what != "generator" or cell.ipc is None:
         return False
-    return cell.draw == "fixed" or images_shown(cell) == CLAIM_EPOCHS * cell.images
+    if cell.draw == "fixed":  # stages of networks that are walked show an index anew in each leg
+        return generator.images is not None or all(leg.stage is None for leg in cell.recipe.legs)
+    return images_shown(cell) == CLAIM_EPOCHS * cell.images
 
 
 def images_shown(cell: Cell) -> int:

@@ -160,7 +160,7 @@ class GeneratedDataset(Dataset[tuple[Any, Any]]):
         spec = self.generator.spec
         self.normalize = Normalize.of(self.generator)
         self._convert = converter(output, spec, self.normalize)
-        self._length = _length(self.generator, ipc)
+        self._length = images_of(self.generator, ipc)
         self._own_clock, self._owner = EpochClock(self._length), os.getpid()
         _LIVE.add(self)
         self.ipc = None if ipc is None else operator.index(ipc)
@@ -507,8 +507,12 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_EPOCH
 
 
-def _length(generator: Generator, ipc: Any) -> int:
-    """Return how many images `ipc` is, checked against those there are."""
+def images_of(generator: Generator, ipc: Any) -> int:
+    """Return how many images of a generator so many per class are; all that are stored, where it is none.
+
+    Raises:
+        ArgumentError: If there are not so many, or not of each class.
+    """
     name, classes, images = generator.name or "This generator", generator.spec.num_classes, generator.images
     if ipc is None:
         if images is None:

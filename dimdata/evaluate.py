@@ -95,6 +95,7 @@ def evaluate(
         NotFoundError: If a generator, student, protocol or dataset is unknown.
         DataError: If the real data does not fit the generator, or there are no test images.
     """
+    find_protocol(protocol)
     if recipe is not None and protocol != "dimdata":
         raise ArgumentError(
             f"A recipe was given, and the protocol {protocol!r:.80}, which has a recipe of its own.",

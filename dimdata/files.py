@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -9,9 +10,12 @@ import re
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PureWindowsPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dimdata.errors import ArgumentError, FormatError, WorldError
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 CONFIG, MODEL, CARD, PREVIEW, HOLDOUT = FILES = (  # of a generator's folder
     "config.json",
@@ -20,6 +24,8 @@ CONFIG, MODEL, CARD, PREVIEW, HOLDOUT = FILES = (  # of a generator's folder
     "preview.png",
     "holdout.safetensors",
 )
+
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}  # of a file system that has none
 
 MAX_BYTES = 2**30  # of a generator's tensors in one file, unless DIMDATA_MAX_BYTES says otherwise
 MAX_JSON = 4 * 2**20  # bytes of config.json, and of a safetensors header
@@ -87,6 +93,34 @@ def require_writable(folder: Path) -> None:
         raise WorldError(f"{there} is no folder.", "Name another folder.")
     if not os.access(there, os.W_OK | os.X_OK):
         raise WorldError(f"{there} cannot be written to.", "Name another folder, or ask for the right to write there.")
+
+
+def locked(path: Path, timeout: float = -1) -> FileLock:
+    """Return the lock of a file, which is made, held by this process; whoever asked for it releases it.
+
+    Where the file system has no locks it is returned all the same, and keeps nobody out.
+
+    Args:
+        path: The file.
+        timeout: Seconds to wait for another process; for ever if negative.
+
+    Raises:
+        filelock.Timeout: If another process holds it still.
+        WorldError: If the file cannot be made.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=timeout)
+    except Timeout:
+        raise
+    except NotImplementedError:
+        pass
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise world_error(error, f"Writing {path}") from error
+    return lock
 
 
 def write_atomic(path: Path, data: bytes) -> None:

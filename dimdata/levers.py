@@ -278,6 +278,10 @@ class LeveredGenerator(Generator):
         self.compiles = plain.compiles
         self.take_after(plain)
 
+    def balanced(self, images: int) -> bool:
+        """Return whether its first so many images are as many of each class, whatever the teacher says of them."""
+        return self.plain.balanced(images)
+
     def _draw(self, latent: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         levers = self._levers
         size = self.plain.spec.latent

@@ -211,7 +211,7 @@ def test_a_prefix_beyond_the_last_stage_and_generators_without_stages_are_told_i
         (("evaluate", folder, "--by-stage", "--stage", 1), "has no stages to score one after another."),
         (("evaluate", folder, "--by-stage", "--protocol", "dim-paper"), "on all stages at once."),
         (("evaluate", folder, "--stage", 2, "--update-card"), "not of its first stages."),
-        (("evaluate", flat, "--epochs", 3, "--real", "digits", "--plot", "a.png"), "no figures at a number of images"),
+        (("evaluate", flat, "--epochs", 3, "--real", "digits", "--plot", "a.png"), "no figure at a number of images"),
         (("evaluate", folder, "--by-stage", "--plot", "a.xyz"), "has no ending of a picture."),
         (("train", "--real", "digits", "--stage", 1), "real images have no stages."),
     ):

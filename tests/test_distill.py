@@ -1,6 +1,7 @@
 """The distillation loop, driven with DiM on the bundled digits."""
 
 import dataclasses
+import errno
 import json
 import os
 import signal
@@ -603,6 +604,15 @@ def test_two_processes_do_not_share_a_folder(resume, tmp_path):
     assert (out / ".lock").exists()
     run(out, steps=4, resume=resume)
     assert not (out / ".lock").exists()
+
+
+def test_a_file_system_without_locks_keeps_nobody_out(tmp_path, monkeypatch):
+    def lockless(*arguments):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", lockless)
+    run(tmp_path / "run", steps=2)
+    assert not (tmp_path / "run" / ".lock").exists()
 
 
 def test_what_fails_before_it_begins_leaves_no_folder(tmp_path):

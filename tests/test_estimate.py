@@ -82,9 +82,8 @@ def test_every_method_is_tried_here():
 def test_every_method_can_be_estimated(name, real, places):
     method = make(name, real)
     planned = {phase.name: phase.steps for phase in method.phases()}
-    before = held()
     found = estimate(method)
-    assert before <= found.memory_bytes <= held()
+    assert held() / 2 < found.memory_bytes < 2**36, "bytes, neither kilobytes nor their thousandfold"
     assert {phase: each.steps for phase, each in found.phases.items()} == planned
     for each in found.phases.values():
         assert each.seconds_per_step > 0

@@ -268,8 +268,9 @@ def test_rows_are_called_by_what_was_asked_for(network: Generator, real: RealDat
     assert (generator.dataset, random.dataset, random.name) == ("moved", "moved", "moved")
     assert generator.test == "moved test (500)"
     assert set(generator.baselines) == {"random"}
-    recipe = {"recipe": FEW, "baselines": (), "ipc": 1, "seeds": 1, "real": real, "output": path}
-    assert of(run(network, **recipe, protocol="dim-paper"), "generator").protocol == "dim-paper"
+    same = {"recipe": FEW, "baselines": (), "ipc": 1, "seeds": 1, "real": real, "students": STUDENT, "engine": CPU}
+    (score,) = prepare(network, **same, protocol="dim-paper").run(path)
+    assert score.protocol == "dim-paper"
     assert len(read_rows(path)) == 4
 
 

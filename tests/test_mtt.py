@@ -452,6 +452,13 @@ def test_experts_of_other_units_or_another_network_are_others(tmp_path, monkeypa
     assert method().buffer.info.code == ""
 
 
+def test_experts_may_lie_in_the_folder_of_their_run(tmp_path):
+    """Which the run holds for itself."""
+    settings = SETTINGS | {"buffer": str(tmp_path / "run")}
+    distill("digits", out=tmp_path / "run", method="mtt", settings=settings, steps=EPOCHS + 1, **PLAIN)
+    assert len([*(tmp_path / "run").glob("expert-*.safetensors")]) == 2
+
+
 def test_experts_that_another_run_puts_there_meanwhile_are_not_taken_for_ones_own(tmp_path):
     """Both begin with an empty folder; who comes first says what the experts in it are."""
     buffer = str(tmp_path / "mine")

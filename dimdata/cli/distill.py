@@ -106,7 +106,7 @@ def run(
         given = merge(given, parse_setting(text))
     if config is None and not resume and f"{method}-{data}" in presets():
         output.note(f"hint: --config {method}-{data} has settings made for this data; `dimdata list --presets` tells.")
-    folder = out or Path("runs") / f"{method}-{Path(data).stem.lower()}"
+    folder = (out or Path("runs") / f"{method}-{Path(data).stem.lower()}").expanduser()
     # What can be refused is refused before a dataset is downloaded.
     asked_for(method, config, given, device, precision, compile)
     old = None if dry_run else existing(folder, resume)

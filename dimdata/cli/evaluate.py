@@ -112,11 +112,11 @@ def run(
             "Leave out --plot.",
         )
     cells = check_plan(generator.view(stage=stage), counts, draws, seeds, epochs, find_protocol(protocol))
-    if plot is not None and not by_stage and not any(map(is_figure, cells)):
+    if plot is not None and not by_stage and not any(is_figure(generator, cell) for cell in cells):
         raise ArgumentError(
             "There would be no figure at a number of images per class to plot: a fresh draw has one after 1,000 epochs "
             "alone.",
-            "Leave out --plot, or name --epochs 1000 or --draw fixed.",
+            "Leave out --plot, and read the scores in the table.",
         )
     data = against.real_data(generator, real, root)
     if data is None and baselines is not None and against_real:

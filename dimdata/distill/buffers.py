@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from dimdata import latents
 from dimdata.engine import Engine
 from dimdata.errors import FormatError, WorldError
-from dimdata.files import free_bytes, require_writable, world_error, write_atomic
+from dimdata.files import free_bytes, locked, require_writable, world_error, write_atomic
 from dimdata.real import Split
 from dimdata.report import size
 from dimdata.spec import Record, canonical_json, require
@@ -223,18 +223,10 @@ class Buffer:
 
     def _claim(self) -> None:
         """Say what the buffer is of, unless another run has said so since."""
-        from filelock import FileLock
-
-        path, lock = self.folder / "buffer.json", FileLock(self.folder / ".lock")
+        path, lock = self.folder / "buffer.json", locked(self.folder / ".buffer.lock")
         try:
-            with contextlib.suppress(NotImplementedError):  # of file systems that have no locks
-                lock.acquire()
             if not path.is_file():
                 write_atomic(path, json.dumps(self.info.to_json(), indent=1).encode() + b"\n")
-        except WorldError:
-            raise
-        except OSError as error:
-            raise world_error(error, f"Writing to {self.folder}") from error
         finally:
             lock.release()
         self.check_identity()

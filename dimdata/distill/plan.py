@@ -11,8 +11,8 @@ from typing import Any
 
 from dimdata.distill.config import make_config
 from dimdata.distill.method import METHODS
-from dimdata.errors import FormatError, RunError
-from dimdata.files import world_error
+from dimdata.errors import FormatError, RunError, WorldError
+from dimdata.files import locked, world_error
 from dimdata.spec import Record, require
 
 LOCK = ".lock"  # of a run's folder, while a process is at work in it
@@ -84,20 +84,20 @@ def alone_in(folder: Path) -> Iterator[None]:
         RunError: If a process is at work there.
         WorldError: If the folder cannot be made or written to.
     """
-    from filelock import FileLock, Timeout
+    from filelock import Timeout
 
     made = [place for place in (folder, *folder.parents) if not place.exists()]
-    lock = FileLock(folder / LOCK)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with suppress(NotImplementedError):  # of file systems that have no locks
-            lock.acquire(timeout=0)
+        lock = locked(folder / LOCK, timeout=0)
     except Timeout:
         raise RunError(
             f"Another process is at work in {folder}.", "Wait until it has ended, or choose another folder (--out)."
         ) from None
+    except WorldError:
+        raise
     except OSError as error:
-        raise world_error(error, f"Writing to {folder}") from error
+        raise world_error(error, f"Making the folder {folder}") from error
     try:
         yield
     finally:

@@ -45,7 +45,7 @@ class TensorBoard:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         require_tensorboard()
-        self.folder = Path(folder)
+        self.folder = Path(folder).expanduser()
         self._writer: Any = None  # opened by the first event: a run that is refused leaves nothing
         self._read = 0  # bytes of the metrics that are written
         self._grids: set[str] = set()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dimdata import latents
-from dimdata.dataset import GeneratedDataset
+from dimdata.dataset import GeneratedDataset, images_of
 from dimdata.engine import Engine
 from dimdata.errors import ArgumentError
 from dimdata.generators.base import Generator
@@ -169,7 +169,7 @@ class Source:
             source = artifact.load(source)
         whole = source.view(stage=stage, draw=draw)  # an unknown stage is refused before anything is drawn
         if ipc is not None and whole.images is not None:
-            GeneratedDataset(source, ipc, draw=draw, stage=stage)  # type: ignore[arg-type] # what it refuses, and why
+            images_of(whole, ipc)
         self.generator: Generator = source
         self.ipc, self.seed, self.draw, self.stage, self.device = ipc, seed, draw, stage, device
         self._datasets: dict[tuple[int | None, bool], GeneratedDataset] = {}
