@@ -20,6 +20,7 @@ from dimdata.engine import Engine
 from dimdata.errors import ArgumentError, FormatError, NotFoundError
 from dimdata.evaluate import evaluate
 from dimdata.generators.base import Generator
+from dimdata.generators.table import table_generator
 from dimdata.levers import LeveredGenerator, Levers, Teacher, apply
 from dimdata.plots import plot
 from dimdata.real import load_real
@@ -315,6 +316,24 @@ def test_reading_and_describing(teacher: Teacher) -> None:
     ):
         with pytest.raises(ArgumentError, match=message):
             Levers.parse(text, teacher)
+
+
+def test_what_a_teacher_says_does_not_balance_classes() -> None:
+    """So many of each class are so many of each stored label."""
+    labels = torch.cat([torch.arange(10), torch.zeros(11, dtype=torch.int64)])
+    whole = make_table()
+    made = table_generator(
+        torch.zeros(21, 1, 28, 28),
+        labels=labels,
+        classes=whole.spec.classes,
+        mean=whole.spec.mean,
+        std=whole.spec.std,
+        recipe=whole.recipe,
+    )
+    levered = apply(made, Levers(soft_labels=True, teacher=make_teacher(made)))
+    assert len(GeneratedDataset(levered, ipc=1)) == 10
+    with pytest.raises(ArgumentError, match="not 2 of each class"):
+        GeneratedDataset(levered, ipc=2)
 
 
 def test_levers_on_noise_are_refused_where_images_are_stored() -> None:
