@@ -129,7 +129,7 @@ def _again(command: Any, plan: Mapping[str, Any], machine: Any, load: str) -> st
     """Return how to make the generator once more."""
     if _is_ours(command):
         text = f"To make it again:\n\n{fenced(command, 'bash')}"
-        if plan.get("minutes") is not None and isinstance(plan.get("steps"), int):
+        if "--minutes" in command.split() and plan.get("minutes") is not None and isinstance(plan.get("steps"), int):
             text += (
                 f"\n\nWith `--steps {plan['steps']}` in place of `--minutes` it takes as many steps as this run did."
             )
