@@ -115,7 +115,7 @@ def locked(path: Path, timeout: float = -1) -> FileLock:
         lock.acquire(timeout=timeout)
     except Timeout:
         raise
-    except NotImplementedError:
+    except NotImplementedError:  # how older versions of filelock tell that the file system has no locks
         pass
     except OSError as error:
         if error.errno not in _NO_LOCKS:
